@@ -1,0 +1,152 @@
+//! The kind `CacheDataset`.
+
+mod source;
+mod status;
+#[cfg(test)]
+mod validation_tests;
+mod workers;
+
+pub use source::{Anonymous, CaRef, ConfigMapKeyRef, Credentials, SecretRef, Source};
+pub use status::{CacheDatasetStatus, CacheStatus, PreloadStatus, SnapshotStatus, WorkerCounts};
+pub use workers::{Resources, Workers};
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Data at an object store that Larder caches on the local disks of the GPU nodes and gives to pods as a claim.
+///
+/// Larder lists the source once (the snapshot), spreads the files over the selected nodes, fetches them ahead of use, and
+/// makes a PersistentVolumeClaim with the dataset's own name in the dataset's own namespace. Pods that mount the claim read
+/// from the local disk or from another node; each byte leaves the object store once per cluster. The claim is read-only.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "CacheDataset",
+    namespaced,
+    shortname = "cds",
+    category = "larder",
+    status = "CacheDatasetStatus",
+    derive = "PartialEq",
+    doc = "Data at an object store that Larder caches on the local disks of the GPU nodes and gives to pods as a read-only claim of the same name",
+    printcolumn(json_path = ".status.conditions[?(@.type==\"Ready\")].status", name = "Ready", type_ = "string"),
+    printcolumn(json_path = ".status.snapshot.files", name = "Files", type_ = "integer", description = "Files in the snapshot"),
+    printcolumn(json_path = ".status.snapshot.bytes", name = "Bytes", type_ = "integer", description = "Size of the snapshot"),
+    printcolumn(
+        json_path = ".status.cache.percent",
+        name = "Cached %",
+        type_ = "integer",
+        description = "How much of the snapshot is on the nodes' disks"
+    ),
+    printcolumn(json_path = ".status.cache.workers.ready", name = "Workers", type_ = "integer", description = "Workers that are ready"),
+    printcolumn(json_path = ".metadata.creationTimestamp", name = "Age", type_ = "date"),
+    printcolumn(
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        description = "Why it is ready or not"
+    ),
+    printcolumn(json_path = ".spec.source.uri", name = "Source", type_ = "string", priority = 1),
+    // The name is also a label value.
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must have at most 63 characters")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheDatasetSpec {
+    /// Where the data is.
+    pub source: Source,
+    /// Where and how much of it is kept.
+    pub cache: Cache,
+    /// On which nodes the data is kept. Default: all nodes with the label `nvidia.com/gpu.present: "true"`.
+    #[serde(default)]
+    pub workers: Workers,
+    /// What is fetched ahead of use.
+    #[serde(default)]
+    pub preload: Preload,
+    /// How files look in pods.
+    #[serde(default)]
+    pub mount: Mount,
+}
+
+/// Where and how much of a dataset is kept.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Cache {
+    /// The disks to use, exactly one entry.
+    #[schemars(length(min = 1, max = 1))]
+    pub tiers: Vec<Tier>,
+}
+
+/// Space on one kind of disk.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tier {
+    /// Name of a tier that the administrator defined (chart value `tiers`), such as `nvme`.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// How many bytes of that disk this dataset may use on each node, such as `2Ti`.
+    /// What does not fit is read from the object store each time.
+    #[schemars(schema_with = "crate::quantity::schema")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+        .message("quota must be more than 0"))]
+    pub quota: Quantity,
+}
+
+/// What is fetched ahead of use.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Preload {
+    /// When. `OnCreate` (default): everything, as soon as the snapshot is taken. `None`: nothing, files are cached at their
+    /// first read.
+    #[serde(default)]
+    pub policy: PreloadPolicy,
+}
+
+/// When data is fetched ahead of use.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PreloadPolicy {
+    /// Everything, as soon as the snapshot is taken.
+    #[default]
+    OnCreate,
+    /// Nothing.
+    None,
+}
+
+/// How files look in pods. All files of a dataset have the same owner and the same permissions; writing is refused whatever
+/// they say. In JSON and where your YAML tool does not know octal numbers, modes are decimal (292 for 0444).
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Mount {
+    /// Owner of files and folders. Default 0. Mounted pods keep what they were mounted with.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 4_294_967_294u32), extend("format" = "int64"))]
+    pub uid: u32,
+    /// Group of files and folders. Default 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 4_294_967_294u32), extend("format" = "int64"))]
+    pub gid: u32,
+    /// Permissions of files. Default 0444.
+    #[serde(default = "default_file_mode")]
+    #[schemars(range(min = 0, max = 511), extend("format" = "int32"))]
+    pub file_mode: u32,
+    /// Permissions of folders. Default 0555.
+    #[serde(default = "default_dir_mode")]
+    #[schemars(range(min = 0, max = 511), extend("format" = "int32"))]
+    pub dir_mode: u32,
+}
+
+impl Default for Mount {
+    fn default() -> Self {
+        Self { uid: 0, gid: 0, file_mode: default_file_mode(), dir_mode: default_dir_mode() }
+    }
+}
+
+fn default_file_mode() -> u32 {
+    0o444
+}
+
+fn default_dir_mode() -> u32 {
+    0o555
+}

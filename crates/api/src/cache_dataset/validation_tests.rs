@@ -1,0 +1,146 @@
+//! Every CEL rule, evaluated on the generated schema.
+
+use super::CacheDataset;
+use kube::CustomResourceExt;
+use serde_json::{Value, json};
+
+fn dataset() -> Value {
+    json!({
+        "apiVersion": "larder.dev/v1alpha1",
+        "kind": "CacheDataset",
+        "metadata": { "name": "imagenet", "namespace": "vision" },
+        "spec": {
+            "source": { "uri": "s3://datasets/imagenet/", "credentials": { "secretRef": { "name": "s3" } } },
+            "cache": { "tiers": [{ "name": "nvme", "quota": "2Ti" }] },
+        },
+    })
+}
+
+fn schema() -> Value {
+    let crd = serde_json::to_value(CacheDataset::crd()).unwrap();
+    crd.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap().clone()
+}
+
+/// Messages of the rules that refuse `new`.
+fn refusals(new: &Value, old: Option<&Value>) -> Vec<String> {
+    match kube_cel::Validator::new().validate(&schema(), new, old) {
+        Ok(()) => vec![],
+        Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+fn with(path: &str, value: Value) -> Value {
+    let mut d = dataset();
+    let (parent, key) = path.rsplit_once('/').unwrap();
+    d.pointer_mut(parent).unwrap()[key] = value;
+    d
+}
+
+fn is_refused(dataset: &Value, message: &str) {
+    let found = refusals(dataset, None);
+    assert!(found.iter().any(|m| m.contains(message)), "{message:?} is not in {found:?}");
+}
+
+#[test]
+fn an_ordinary_dataset_is_accepted() {
+    assert_eq!(refusals(&dataset(), None), Vec::<String>::new());
+    assert_eq!(refusals(&dataset(), Some(&dataset())), Vec::<String>::new());
+}
+
+#[test]
+fn the_name_must_fit_into_a_label() {
+    assert_eq!(refusals(&with("/metadata/name", json!("n".repeat(63))), None), Vec::<String>::new());
+    is_refused(&with("/metadata/name", json!("n".repeat(64))), "at most 63 characters");
+}
+
+#[test]
+fn the_uri_needs_the_scheme_s3_and_a_bucket() {
+    for good in ["s3://datasets", "s3://datasets/", "s3://my.bucket-1/a/b", "s3://datasets/with blank/é?#%20/"] {
+        assert_eq!(refusals(&with("/spec/source/uri", json!(good)), None), Vec::<String>::new(), "{good}");
+    }
+    for bad in
+        ["", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/", "gs://datasets/", "/etc", "file:///etc", "https://h/datasets"]
+    {
+        is_refused(&with("/spec/source/uri", json!(bad)), "uri must be s3://");
+    }
+}
+
+#[test]
+fn the_folder_has_no_parts_that_a_path_would_swallow() {
+    for bad in ["s3://datasets//a", "s3://datasets/a//", "s3://datasets/../x", "s3://datasets/a/.", "s3://datasets/./"] {
+        is_refused(&with("/spec/source/uri", json!(bad)), "must not contain empty parts");
+    }
+    for good in ["s3://datasets/..a/b../.c/", "s3://datasets/.../"] {
+        assert_eq!(refusals(&with("/spec/source/uri", json!(good)), None), Vec::<String>::new(), "{good}");
+    }
+}
+
+#[test]
+fn the_bucket_cannot_be_changed_and_the_folder_can() {
+    let found = refusals(&with("/spec/source/uri", json!("s3://other/imagenet/")), Some(&dataset()));
+    assert!(found.iter().any(|m| m.contains("bucket in uri cannot be changed")), "{found:?}");
+    assert_eq!(refusals(&with("/spec/source/uri", json!("s3://datasets/coco/")), Some(&dataset())), Vec::<String>::new());
+}
+
+#[test]
+fn the_endpoint_is_a_host_with_http_or_https() {
+    for good in ["http://10.89.0.1:7070", "https://s3.internal:9000/", "https://[fd00::1]:9000", "https://s3"] {
+        assert_eq!(refusals(&with("/spec/source/endpoint", json!(good)), None), Vec::<String>::new(), "{good}");
+    }
+    for bad in ["s3.internal:9000", "ftp://s3", "https://", "https://s3/path", "https://user:pw@s3", "https://s3 "] {
+        is_refused(&with("/spec/source/endpoint", json!(bad)), "endpoint must be http");
+    }
+}
+
+#[test]
+fn credentials_are_a_secret_or_anonymous_and_not_both() {
+    assert_eq!(refusals(&with("/spec/source/credentials", json!({ "anonymous": {} })), None), Vec::<String>::new());
+    is_refused(&with("/spec/source/credentials", json!({})), "exactly one of");
+    is_refused(&with("/spec/source/credentials", json!({ "anonymous": {}, "secretRef": { "name": "s3" } })), "exactly one of");
+}
+
+#[test]
+fn the_quota_is_more_than_nothing() {
+    for good in [json!("1"), json!("1.5Gi"), json!(4096)] {
+        assert_eq!(refusals(&with("/spec/cache/tiers/0/quota", good.clone()), None), Vec::<String>::new(), "{good}");
+    }
+    for bad in [json!("0"), json!("-1Gi"), json!(0), json!("much")] {
+        is_refused(&with("/spec/cache/tiers/0/quota", bad), "quota must be more than 0");
+    }
+}
+
+#[test]
+fn defaults_are_in_the_schema() {
+    let spec = schema().pointer("/properties/spec/properties").unwrap().clone();
+    assert_eq!(spec.pointer("/workers/default/nodeSelector").unwrap(), &json!({ "nvidia.com/gpu.present": "true" }));
+    assert_eq!(
+        spec.pointer("/workers/properties/tolerations/default").unwrap(),
+        &json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }])
+    );
+    assert_eq!(spec.pointer("/preload/default/policy").unwrap(), "OnCreate");
+    assert_eq!(spec.pointer("/mount/default").unwrap(), &json!({ "uid": 0, "gid": 0, "fileMode": 0o444, "dirMode": 0o555 }));
+    let key = "/source/properties/ca/properties/configMapRef/properties/key/default";
+    assert_eq!(spec.pointer(key).unwrap(), "ca.crt");
+}
+
+#[test]
+fn every_field_is_documented_and_has_a_format_the_api_server_knows() {
+    fn walk(path: &str, schema: &Value) {
+        if let Some(format) = schema.get("format").and_then(Value::as_str) {
+            assert!(["int32", "int64", "date-time"].contains(&format), "{path}: {format}");
+        }
+        for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            assert!(field.get("description").is_some(), "{path} has no description");
+            walk(&path, field);
+        }
+        for under in ["items", "additionalProperties"] {
+            if let Some(schema) = schema.get(under) {
+                walk(&format!("{path}[]"), schema);
+            }
+        }
+    }
+    for part in ["spec", "status"] {
+        walk(part, &schema()["properties"][part]);
+    }
+}

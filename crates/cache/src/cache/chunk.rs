@@ -1,0 +1,138 @@
+//! Fetches chunks, each once at a time, and ends fills.
+
+use super::{Inner, Lane};
+use crate::{
+    CacheError, ReadError, chunk_range, chunks,
+    fill::{self, Chunk, Fill, Flight},
+    sidecar::crc32c,
+};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use std::{
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, atomic::Ordering},
+};
+use tokio::sync::SemaphorePermit;
+
+/// Called once for each new fill: an object without chunks is complete when it is made, one that cannot be made is over.
+pub(super) fn started<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
+    let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
+    inner.tasks.clone().spawn(async move {
+        match fill.start.clone().await {
+            Ok(_) if chunks(fill.size) == 0 => finish(&inner, &fill).await,
+            Ok(_) => {}
+            Err(e) => end(&inner, &fill, Err(e)).await,
+        }
+    });
+}
+
+/// The fetch of a chunk, begun now if none is on its way; `None`: the chunk is there.
+pub(super) fn flight<E, F, Fut>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>, n: u64, fetch: &F, lane: Lane) -> Option<Flight<E>>
+where
+    E: std::error::Error + Clone + Send + Sync + 'static,
+    F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
+{
+    let mut chunks = fill.chunks.lock();
+    match &chunks[n as usize] {
+        Chunk::Present(_) => None,
+        Chunk::Flying(flight) => Some(flight.clone()),
+        Chunk::Missing => {
+            let task = inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, fetch.clone(), lane));
+            let path = fill::path(&inner.dir, &fill.key);
+            let flight =
+                async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("fill", path)(io::Error::other(e)).into())) };
+            let flight = flight.boxed().shared();
+            chunks[n as usize] = Chunk::Flying(flight.clone());
+            Some(flight)
+        }
+    }
+}
+
+/// Puts a chunk back to missing when its fetch ends without it, by an error or a panic.
+struct Flying<'a, E: std::error::Error + Clone + Send + Sync + 'static>(&'a Fill<E>, u64);
+
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Drop for Flying<'_, E> {
+    fn drop(&mut self) {
+        let chunk = &mut self.0.chunks.lock()[self.1 as usize];
+        if matches!(chunk, Chunk::Flying(_)) {
+            *chunk = Chunk::Missing;
+        }
+    }
+}
+
+async fn fly<E, F, Fut>(inner: Arc<Inner<E>>, fill: Arc<Fill<E>>, n: u64, fetch: F, lane: Lane) -> Result<(), ReadError<E>>
+where
+    E: std::error::Error + Clone + Send + Sync + 'static,
+    F: Fn(Range<u64>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
+{
+    let flying = Flying(&fill, n);
+    let file = fill.start.clone().await?;
+    let range = chunk_range(fill.size, n);
+    let want = range.end - range.start;
+    let fetched = async {
+        let permits = permits(&inner, want, lane).await;
+        fetch(range.clone()).await.map(|bytes| (bytes, permits)).map_err(ReadError::Fetch)
+    };
+    // The permits are held until the bytes are written: a slow disk must hold the fetches back.
+    let (bytes, _permits) = tokio::select! {
+        biased;
+        () = inner.closed.cancelled() => return Err(CacheError::Erased { path: inner.dir.clone() }.into()),
+        fetched = fetched => fetched?,
+    };
+    if bytes.len() as u64 != want {
+        return Err(ReadError::Length { want, got: bytes.len() as u64 });
+    }
+    let write = move || file.write_all_at(&bytes, range.start).map(|()| crc32c(&bytes));
+    let crc = super::blocking("write", &fill::path(&inner.dir, &fill.key), write).await?;
+    fill.chunks.lock()[n as usize] = Chunk::Present(crc);
+    drop(flying);
+    if fill.present.fetch_add(1, Ordering::AcqRel) + 1 == chunks(fill.size) {
+        // Apart: the readers of this chunk do not wait for the disk to sync.
+        let (inner, fill) = (Arc::clone(&inner), Arc::clone(&fill));
+        inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });
+    }
+    Ok(())
+}
+
+/// Memory for a fetch.
+async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Inner<E>,
+    bytes: u64,
+    lane: Lane,
+) -> (Option<SemaphorePermit<'_>>, Option<SemaphorePermit<'_>>) {
+    let kib = bytes.div_ceil(1024) as u32;
+    // An error means a closed semaphore, and these are never closed.
+    let background = match lane {
+        Lane::Background => inner.background.acquire_many(kib).await.ok(),
+        Lane::Reader => None,
+    };
+    (background, inner.budget.acquire_many(kib).await.ok())
+}
+
+async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
+    let (Ok(file), Some(sidecar)) = (fill.start.clone().await, fill.sidecar()) else { return };
+    let (dir, key) = (inner.dir.clone(), fill.key);
+    let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &file, &sidecar)).await;
+    let path = fill::path(&inner.dir, &fill.key);
+    end(inner, fill, result.unwrap_or_else(|e| Err(CacheError::disk("finish", path)(io::Error::other(e))))).await;
+}
+
+/// The index knows first, then those who wait. A fill that failed leaves nothing behind, before another one may begin.
+async fn end<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    result: Result<(), CacheError>,
+) {
+    if result.is_err() {
+        let (dir, key) = (inner.dir.clone(), fill.key);
+        if let Err(e) = tokio::task::spawn_blocking(move || fill::abandon(&dir, &key)).await {
+            tracing::warn!(key = %fill.key, error = %e, "remove unfinished file");
+        }
+    }
+    inner.index.lock().end(fill, result.is_ok());
+    fill.ended.send_replace(Some(result));
+}

@@ -1,0 +1,281 @@
+use super::*;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+struct Broken(&'static str);
+
+const NO_FLOOR: Floor = Floor { percent: 0, at_least: 0 };
+
+fn open(dir: &Path) -> Cache<Broken> {
+    Cache::open(dir, Options { floor: NO_FLOOR, ..Options::default() }).unwrap()
+}
+
+fn key(n: u64) -> ObjectKey {
+    ObjectKey::new("s3://b/", &n.to_string(), "v", n)
+}
+
+/// Bytes that differ from place to place.
+fn content(range: Range<u64>) -> Bytes {
+    range.map(|i| (i * 31 + (i >> 8) * 7 + (i >> 20)) as u8).collect()
+}
+
+type Fetched = futures::future::BoxFuture<'static, Result<Bytes, Broken>>;
+
+fn counted(count: &Arc<AtomicU64>) -> impl Fn(Range<u64>) -> Fetched + Clone + Send + Sync + 'static {
+    let count = Arc::clone(count);
+    move |range| {
+        let count = Arc::clone(&count);
+        Box::pin(async move {
+            count.fetch_add(range.end - range.start, SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(content(range))
+        })
+    }
+}
+
+fn never(_: Range<u64>) -> Fetched {
+    Box::pin(async { panic!("nothing is to be fetched") })
+}
+
+fn failing(_: Range<u64>) -> Fetched {
+    Box::pin(async { Err(Broken("origin")) })
+}
+
+/// All files beneath, relative.
+fn files(dir: &Path) -> Vec<String> {
+    fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
+        for e in fs::read_dir(dir).unwrap() {
+            let p = e.unwrap().path();
+            if p.is_dir() { walk(&p, out) } else { out.push(p) }
+        }
+    }
+    let mut out = Vec::new();
+    walk(dir, &mut out);
+    let mut out: Vec<_> = out.iter().map(|p| p.strip_prefix(dir).unwrap().display().to_string()).collect();
+    out.sort();
+    out
+}
+
+#[tokio::test]
+async fn many_readers_of_one_chunk_cause_one_fetch() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let (count, size) = (Arc::new(AtomicU64::new(0)), 3 * CHUNK + 17);
+    let reads = (0..64u64).map(|i| {
+        let (cache, fetch) = (cache.clone(), counted(&count));
+        tokio::spawn(async move {
+            let at = CHUNK - 1000 + i;
+            let got = cache.read_range(&key(1), size, at..at + 2000, fetch).await.unwrap();
+            assert_eq!(got, content(at..at + 2000));
+        })
+    });
+    for read in reads.collect::<Vec<_>>() {
+        read.await.unwrap();
+    }
+    assert_eq!(count.load(SeqCst), 2 * CHUNK, "two chunks, each once");
+    assert!(cache.has(&key(1), &(0..2 * CHUNK)) && !cache.has(&key(1), &(0..2 * CHUNK + 1)));
+    assert!(!cache.contains(&key(1)));
+    cache.fill(&key(1), size, 4, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), size);
+    assert!(cache.contains(&key(1)));
+    assert_eq!(cache.read_range(&key(1), size, size - 1..size, never).await.unwrap(), content(size - 1..size));
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: size, fill_bytes: 0 });
+    assert!(cache.verify(&key(1)).await.unwrap());
+}
+
+#[tokio::test]
+async fn complete_files_are_found_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = [0, 1, CHUNK, CHUNK + 1];
+    {
+        let cache = open(dir.path());
+        for size in sizes {
+            cache.fill(&key(size), size, 2, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    let cache = open(dir.path());
+    assert_eq!(cache.usage().files, 4);
+    for size in sizes {
+        assert_eq!(cache.read_range(&key(size), size, 0..size, never).await.unwrap(), content(0..size));
+        assert_eq!(cache.open_complete(&key(size)).await.unwrap().metadata().unwrap().len(), size);
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_complete_when_the_process_died_is_gone_after_the_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.read_range(&key(9), 2 * CHUNK, 0..5, counted(&Arc::default())).await.unwrap();
+    assert_eq!(files(dir.path()), [format!("fill/{}", key(9))]);
+    // No drop, no clean-up: as after kill -9.
+    std::mem::forget(cache);
+    let cache = open(dir.path());
+    assert_eq!(files(dir.path()), Vec::<String>::new());
+    assert_eq!(cache.usage(), Usage::default());
+    let count = Arc::new(AtomicU64::new(0));
+    cache.fill(&key(9), 2 * CHUNK, 2, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), 2 * CHUNK);
+}
+
+#[tokio::test]
+async fn files_with_bad_or_missing_sidecars_are_discarded() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in 1..=5 {
+            cache.fill(&key(n), 100, 1, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    let data = |n| scan::data(dir.path(), &key(n));
+    let mut sidecar = fs::read(scan::meta(&data(1))).unwrap();
+    sidecar[33] ^= 1;
+    fs::write(scan::meta(&data(1)), sidecar).unwrap();
+    fs::remove_file(scan::meta(&data(2))).unwrap();
+    fs::remove_file(data(3)).unwrap();
+    File::options().write(true).open(data(4)).unwrap().set_len(99).unwrap();
+    fs::write(dir.path().join("data").join("stray"), "x").unwrap();
+    let cache = open(dir.path());
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 100, fill_bytes: 0 });
+    assert!(cache.contains(&key(5)));
+    assert_eq!(files(dir.path()).len(), 2, "{:?}", files(dir.path()));
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_found_and_the_file_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&key(1), CHUNK + 9, 1, counted(&Arc::default())).await.unwrap();
+    let path = scan::data(dir.path(), &key(1));
+    File::options().write(true).open(&path).unwrap().write_all_at(b"!", CHUNK + 3).unwrap();
+    assert!(!cache.verify(&key(1)).await.unwrap());
+    assert!(!cache.contains(&key(1)) && !path.exists());
+    let read = cache.read_range(&key(1), CHUNK + 9, CHUNK..CHUNK + 9, counted(&Arc::default())).await.unwrap();
+    assert_eq!(read, content(CHUNK..CHUNK + 9));
+}
+
+#[tokio::test]
+async fn a_file_that_vanished_is_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&key(1), 10, 1, counted(&Arc::default())).await.unwrap();
+    fs::remove_file(scan::data(dir.path(), &key(1))).unwrap();
+    assert!(cache.open_complete(&key(1)).await.is_none());
+    assert_eq!(cache.read_range(&key(1), 10, 0..10, counted(&Arc::default())).await.unwrap(), content(0..10));
+}
+
+#[tokio::test]
+async fn a_failed_fetch_fails_its_readers_and_no_later_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let e = cache.read_range(&key(1), 10, 0..10, failing).await.unwrap_err();
+    assert!(matches!(e, ReadError::Fetch(Broken("origin"))), "{e}");
+    let short = |_| async { Ok::<_, Broken>(Bytes::from_static(b"x")) };
+    assert!(matches!(cache.read_range(&key(1), 10, 0..10, short).await, Err(ReadError::Length { want: 10, got: 1 })));
+    let e = cache.read_range(&key(1), 10, 0..10, never).await.unwrap_err();
+    assert!(e.to_string().contains("panic"), "{e}");
+    assert_eq!(cache.read_range(&key(1), 10, 0..10, counted(&Arc::default())).await.unwrap(), content(0..10));
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_takes_nothing_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let count = Arc::new(AtomicU64::new(0));
+    let one = key(1);
+    let gone = tokio::time::timeout(Duration::from_millis(5), cache.read_range(&one, 10, 0..10, counted(&count)));
+    assert!(gone.await.is_err());
+    assert_eq!(cache.read_range(&key(1), 10, 0..10, failing).await.unwrap(), content(0..10));
+    assert_eq!(count.load(SeqCst), 10);
+}
+
+#[tokio::test]
+async fn the_quota_counts_what_is_on_its_way_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.set_quota(25);
+    cache.fill(&key(1), 10, 1, counted(&Arc::default())).await.unwrap();
+    let (cache2, slow) = (cache.clone(), counted(&Arc::default()));
+    let second = tokio::spawn(async move { cache2.fill(&key(2), 10, 1, slow).await });
+    while cache.usage().fill_bytes == 0 {
+        tokio::task::yield_now().await;
+    }
+    let e = cache.fill(&key(3), 6, 1, never).await.unwrap_err();
+    let ReadError::Cache(CacheError::QuotaExceeded { need: 6, free: 5, quota: 25, .. }) = e else { panic!("{e}") };
+    second.await.unwrap().unwrap();
+    cache.set_quota(26);
+    cache.fill(&key(3), 6, 1, counted(&Arc::default())).await.unwrap();
+    assert_eq!(cache.usage().bytes, 26);
+}
+
+#[tokio::test]
+async fn a_disk_at_its_floor_refuses_before_anything_is_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let floor = Floor { percent: 100, at_least: 0 };
+    let cache: Cache<Broken> = Cache::open(dir.path(), Options { floor, ..Options::default() }).unwrap();
+    let e = cache.read_range(&key(1), 10, 0..10, never).await.unwrap_err();
+    assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { need: 10, .. })), "{e}");
+    // 4 TiB, more than a test machine has: nothing stays reserved.
+    let cache = open(dir.path());
+    let e = cache.read_range(&key(2), 1 << 42, 0..10, never).await.unwrap_err();
+    assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { need, .. }) if need == 1 << 42), "{e}");
+    // The end of the failed fills is noted by tasks of their own.
+    while cache.usage().fill_bytes > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(files(dir.path()), Vec::<String>::new());
+    cache.fill(&key(3), 10, 1, counted(&Arc::default())).await.unwrap();
+}
+
+#[tokio::test]
+async fn fetches_in_flight_stay_within_their_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { floor: NO_FLOOR, in_flight: 4 * CHUNK, ..Options::default() };
+    let cache: Cache<Broken> = Cache::open(dir.path(), options).unwrap();
+    let (now, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let most2 = Arc::clone(&most);
+    let fetch = move |range: Range<u64>| {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most2));
+        async move {
+            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            now.fetch_sub(1, SeqCst);
+            Ok(Bytes::from(vec![0; (range.end - range.start) as usize]))
+        }
+    };
+    cache.fill(&key(1), 12 * CHUNK, 12, fetch).await.unwrap();
+    assert_eq!(most.load(SeqCst), 3, "three quarters of the budget are for what nobody waits for");
+}
+
+#[tokio::test]
+async fn erasing_frees_all_bytes_and_refuses_what_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&key(1), CHUNK, 1, counted(&Arc::default())).await.unwrap();
+    let hanging = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.fill(&key(2), CHUNK, 1, |_| std::future::pending()).await })
+    };
+    while cache.usage().fill_bytes == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(cache.erase().await.unwrap() >= CHUNK);
+    assert!(matches!(hanging.await.unwrap(), Err(ReadError::Cache(CacheError::Erased { .. }))));
+    assert_eq!(files(dir.path()), Vec::<String>::new());
+    assert!(matches!(cache.fill(&key(1), 1, 1, never).await, Err(ReadError::Cache(CacheError::Erased { .. }))));
+    assert_eq!(cache.erase().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_is_not_kept_is_unlinked_and_frees_its_quota() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    for n in [1, 2] {
+        cache.fill(&key(n), 10, 1, counted(&Arc::default())).await.unwrap();
+    }
+    let held = cache.open_complete(&key(1)).await.unwrap();
+    assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0 });
+    assert_eq!(files(dir.path()).len(), 2);
+    assert_eq!(pread(&held, &(0..10)).unwrap(), content(0..10));
+}

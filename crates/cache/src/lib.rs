@@ -1,0 +1,46 @@
+//! The disk cache of one dataset on one node.
+//!
+//! ```text
+//! <dir>/data/<aa>/<key>        a complete object: plain file, same bytes at the same offsets, never changed again
+//! <dir>/data/<aa>/<key>.meta   its sidecar: size, chunk size, CRC-32C of each chunk; written before the file is put there
+//! <dir>/fill/<key>             an object on its way: all space reserved, chunks written as they come
+//!
+//! read_range ─► complete file? ─► pread
+//!                    │ no
+//!                    ▼
+//!              fill (one per key) ─► chunk: missing ─► in flight (one fetch, all readers share it) ─► present
+//!                                                                            last chunk: sync, sidecar, rename
+//! ```
+//!
+//! Owns everything beneath `data/` and `fill/`. State in memory: which keys are complete, which fills exist, their chunks; all
+//! of it is rebuilt by the scan at start, which keeps complete files and throws everything else away. So when the process
+//! dies at any instant, at most the unfinished files are fetched again.
+//!
+//! A fetch runs in a task of its own: a reader that goes away takes nothing from the others. No lock is held over I/O.
+#![forbid(unsafe_code)]
+
+mod cache;
+mod error;
+mod fill;
+mod index;
+mod scan;
+mod sidecar;
+mod space;
+
+pub use cache::{Cache, Options, Usage};
+pub use error::{CacheError, ReadError};
+pub use space::Floor;
+
+/// Unit of fetch and checksum. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that
+/// a random read does not wait long.
+pub const CHUNK: u64 = 4 << 20;
+
+/// Chunks of an object of this size.
+fn chunks(size: u64) -> u64 {
+    size.div_ceil(CHUNK)
+}
+
+/// Bytes of one chunk.
+fn chunk_range(size: u64, chunk: u64) -> std::ops::Range<u64> {
+    chunk * CHUNK..size.min((chunk + 1) * CHUNK)
+}

@@ -1,0 +1,93 @@
+//! The sidecar beside a complete file. All numbers little-endian.
+//!
+//! ```text
+//! 0   magic "LARDRMET"     8   version u32      12  chunk size u32
+//! 16  size u64             24  chunks u32       28  CRC-32C of bytes 0..28 and of the table
+//! 32  CRC-32C of each chunk, 4 bytes each
+//! ```
+
+use crate::CHUNK;
+
+const MAGIC: &[u8; 8] = b"LARDRMET";
+const VERSION: u32 = 1;
+const HEADER: usize = 32;
+
+/// Largest sidecar that is read: that of an object of 5 TiB, S3's limit, with room. A larger file is not one of ours.
+pub(crate) const LONGEST: u64 = 32 << 20;
+
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    // A 32-bit algorithm: the upper half is zero.
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sidecar {
+    pub size: u64,
+    pub crcs: Vec<u32>,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sidecar is not usable: {0}")]
+pub(crate) struct Unusable(&'static str);
+
+impl Sidecar {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER + 4 * self.crcs.len());
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&(CHUNK as u32).to_le_bytes());
+        out.extend_from_slice(&self.size.to_le_bytes());
+        out.extend_from_slice(&(self.crcs.len() as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        self.crcs.iter().for_each(|c| out.extend_from_slice(&c.to_le_bytes()));
+        let crc = own_crc(&out);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
+        if bytes.len() < HEADER || &bytes[..8] != MAGIC {
+            return Err(Unusable("no sidecar"));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if u32_at(8) != VERSION || u64::from(u32_at(12)) != CHUNK {
+            return Err(Unusable("written by another version of Larder"));
+        }
+        let size = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
+        let count = u32_at(24) as usize;
+        if crate::chunks(size) != count as u64 || bytes.len() != HEADER + 4 * count {
+            return Err(Unusable("not as long as its header says"));
+        }
+        if u32_at(28) != own_crc(bytes) {
+            return Err(Unusable("does not match its checksum"));
+        }
+        Ok(Self { size, crcs: (0..count).map(|i| u32_at(HEADER + 4 * i)).collect() })
+    }
+}
+
+fn own_crc(bytes: &[u8]) -> u32 {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    digest.update(&bytes[..28]);
+    digest.update(&bytes[HEADER..]);
+    digest.finalize() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_every_flipped_byte_is_noticed() {
+        for (size, n) in [(0, 0), (1, 1), (CHUNK, 1), (CHUNK + 1, 2)] {
+            let sidecar = Sidecar { size, crcs: vec![0xdead_beef; n] };
+            let bytes = sidecar.encode();
+            assert_eq!(Sidecar::decode(&bytes), Ok(sidecar));
+            for i in 0..bytes.len() {
+                let mut broken = bytes.clone();
+                broken[i] ^= 1;
+                assert!(Sidecar::decode(&broken).is_err(), "byte {i}");
+                assert!(Sidecar::decode(&bytes[..i]).is_err(), "cut at {i}");
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Which node owns an object: weighted rendezvous hashing.
+//!
+//! Everyone computes the same order from the same member list; there is no master to ask. When a member comes or goes,
+//! only objects that it gains or loses move.
+
+use crate::key::ObjectKey;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// The member list of one dataset; written by the operator only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Members {
+    /// Counts changes.
+    pub generation: u64,
+    /// Sorted by node.
+    pub members: Vec<Member>,
+}
+
+/// One node that owns a share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// Name of the Node object. Never a pod or an address: a worker that comes back finds its share valid.
+    pub node: String,
+    /// Relative share.
+    pub weight: u32,
+    /// Still serves, owns nothing new.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+}
+
+impl Members {
+    /// All members, the owner first, then those who stand in for it, in the order everyone agrees on.
+    /// Members that are leaving come last.
+    #[must_use]
+    pub fn order(&self, key: &ObjectKey) -> Vec<&Member> {
+        let mut scored: Vec<(bool, f64, &Member)> = self.members.iter().map(|m| (m.leaving, score(key, m), m)).collect();
+        scored.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.node.cmp(&b.2.node)));
+        scored.into_iter().map(|(_, _, m)| m).collect()
+    }
+
+    /// The owner, if there is any member at all.
+    #[must_use]
+    pub fn owner(&self, key: &ObjectKey) -> Option<&Member> {
+        self.members
+            .iter()
+            .map(|m| (m.leaving, score(key, m), m))
+            .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.node.cmp(&b.2.node)))
+            .map(|(_, _, m)| m)
+    }
+}
+
+/// Smaller wins. `-ln(u)/w` with u uniform in (0,1) gives each member a share in proportion to its weight.
+fn score(key: &ObjectKey, member: &Member) -> f64 {
+    let seed = xxh3_64_with_seed(member.node.as_bytes(), 0);
+    let h = xxh3_64_with_seed(key.as_bytes(), seed);
+    // 53 bits, the mantissa of a double, moved off zero.
+    let u = ((h >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    -u.ln() / f64::from(member.weight.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(weights: &[u32]) -> Members {
+        Members {
+            generation: 1,
+            members: weights
+                .iter()
+                .enumerate()
+                .map(|(i, w)| Member { node: format!("gpu-{i}"), weight: *w, leaving: false })
+                .collect(),
+        }
+    }
+
+    fn keys(n: u64) -> impl Iterator<Item = ObjectKey> {
+        (0..n).map(|i| ObjectKey::new("s3://b/", "p", "v", i))
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        let m = members(&[1, 1, 2]);
+        let mut count = [0u32; 3];
+        for k in keys(20_000) {
+            let owner = m.owner(&k).unwrap();
+            count[owner.node[4..].parse::<usize>().unwrap()] += 1;
+        }
+        for (n, share) in count.iter().zip([0.25, 0.25, 0.5]) {
+            assert!((f64::from(*n) / 20_000.0 - share).abs() < 0.02, "{count:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_member_takes_objects_only_for_itself() {
+        let (before, after) = (members(&[1, 1, 1]), members(&[1, 1, 1, 1]));
+        for k in keys(5_000) {
+            let (a, b) = (before.owner(&k).unwrap(), after.owner(&k).unwrap());
+            assert!(a.node == b.node || b.node == "gpu-3");
+        }
+    }
+
+    #[test]
+    fn the_owner_is_the_first_of_the_order_and_leavers_are_last() {
+        let mut m = members(&[1, 1, 1]);
+        m.members[0].leaving = true;
+        for k in keys(500) {
+            let order = m.order(&k);
+            assert_eq!(order[0], m.owner(&k).unwrap());
+            assert_eq!(order[2].node, "gpu-0");
+        }
+    }
+}

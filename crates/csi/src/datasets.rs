@@ -1,0 +1,175 @@
+//! What the API server knows of a dataset: its newest snapshot and how files should look.
+
+use crate::state::Record;
+use kube::{Api, ResourceExt as _};
+use larder_api::{CacheDataset, conditions::types};
+use larder_core::names;
+use larder_fuse::protocol::mounter::Mount;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Longest wait for one answer of the API server.
+const API_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at a dataset that is not ready.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is nothing to mount.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DatasetError {
+    #[error("get CacheDataset {dataset}: {source}")]
+    Get { dataset: String, source: kube::Error },
+    #[error("get CacheDataset {0}: no answer of the API server within {API_PATIENCE:?}")]
+    Silent(String),
+    #[error("CacheDataset {0} does not exist")]
+    Missing(String),
+    #[error(
+        "CacheDataset {dataset} was deleted and made again: it has UID {found}, the volume is of {wanted}; delete the claim's pods and the PersistentVolume, the operator makes a new one"
+    )]
+    OtherUid { dataset: String, found: String, wanted: String },
+    #[error("CacheDataset {0} is being deleted")]
+    Deleting(String),
+    #[error("CacheDataset {dataset} is not ready: {reason}: {message}")]
+    NotReady { dataset: String, reason: String, message: String },
+    #[error("CacheDataset {dataset} has a status that is not Larder's: {detail}")]
+    Status { dataset: String, detail: &'static str },
+}
+
+impl DatasetError {
+    /// Is it worth waiting for, within one call?
+    fn passes(&self) -> bool {
+        matches!(self, Self::NotReady { .. } | Self::Get { .. } | Self::Silent(_))
+    }
+}
+
+/// Reads CacheDatasets.
+#[derive(Clone)]
+pub(crate) struct Datasets {
+    client: kube::Client,
+}
+
+impl Datasets {
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { client }
+    }
+
+    /// The newest snapshot; waits until `deadline` for one.
+    pub(crate) async fn newest(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        deadline: Instant,
+    ) -> Result<Record, DatasetError> {
+        loop {
+            match self.look(namespace, name, uid).await {
+                Err(e) if e.passes() && Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn look(&self, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
+        let dataset = format!("{namespace}/{name}");
+        let api = Api::<CacheDataset>::namespaced(self.client.clone(), namespace);
+        match tokio::time::timeout(API_PATIENCE, api.get_opt(name)).await {
+            Ok(Ok(Some(object))) => choose(&object, namespace, name, uid),
+            Ok(Ok(None)) => Err(DatasetError::Missing(dataset)),
+            Ok(Err(source)) => Err(DatasetError::Get { dataset, source }),
+            Err(_) => Err(DatasetError::Silent(dataset)),
+        }
+    }
+}
+
+/// What to mount of this object, if it is the one that the volume was made for.
+fn choose(object: &CacheDataset, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
+    let dataset = format!("{namespace}/{name}");
+    let found = object.uid().unwrap_or_default();
+    if found != uid {
+        return Err(DatasetError::OtherUid { dataset, found, wanted: uid.to_owned() });
+    }
+    if object.metadata.deletion_timestamp.is_some() {
+        return Err(DatasetError::Deleting(dataset));
+    }
+    let status = object.status.as_ref();
+    let Some(snapshot) = status.and_then(|s| s.snapshot.as_ref()) else {
+        let ready = status.and_then(|s| s.conditions.iter().find(|c| c.type_ == types::READY));
+        let (reason, message) = match ready {
+            Some(c) => (c.reason.clone(), c.message.clone()),
+            None => ("NoStatus".to_owned(), "the operator has not looked at it yet; is it running?".to_owned()),
+        };
+        return Err(DatasetError::NotReady { dataset, reason, message });
+    };
+    if !names::is_digest(&snapshot.id) {
+        return Err(DatasetError::Status { dataset, detail: "status.snapshot.id is no digest" });
+    }
+    let look = &object.spec.mount;
+    let mount = Mount {
+        identity: names::mount_identity(uid, &snapshot.id),
+        dataset_uid: uid.to_owned(),
+        snapshot: snapshot.id.clone(),
+        uid: look.uid,
+        gid: look.gid,
+        file_mode: look.file_mode,
+        dir_mode: look.dir_mode,
+    };
+    Ok(Record::new(mount, namespace, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
+
+    fn mk_dataset(status: serde_json::Value) -> CacheDataset {
+        serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CacheDataset",
+            "metadata": {"name": "imagenet", "namespace": "vision", "uid": UID},
+            "spec": {
+                "source": {"uri": "s3://datasets/imagenet/", "credentials": {"anonymous": {}}},
+                "cache": {"tiers": [{"name": "nvme", "quota": "1Ti"}]},
+                "mount": {"uid": 1000, "fileMode": 0o440},
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn choose_of(object: &CacheDataset) -> Result<Record, DatasetError> {
+        choose(object, "vision", "imagenet", UID)
+    }
+
+    #[test]
+    fn the_newest_snapshot_is_mounted_as_the_spec_says() {
+        let id = "ab".repeat(32);
+        let record = choose_of(&mk_dataset(json!({"snapshot": {"id": id, "files": 1, "bytes": 2}}))).unwrap();
+        assert_eq!(record.mount.snapshot, id);
+        assert_eq!(
+            (record.mount.uid, record.mount.gid, record.mount.file_mode, record.mount.dir_mode),
+            (1000, 0, 0o440, 0o555)
+        );
+    }
+
+    #[test]
+    fn a_dataset_without_snapshot_says_why() {
+        let condition = json!({"type": "Ready", "status": "False", "reason": "AccessDenied", "message": "s3: 403", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let error = choose_of(&mk_dataset(json!({"conditions": [condition]}))).unwrap_err();
+        assert!(error.to_string().contains("vision/imagenet is not ready: AccessDenied: s3: 403"), "{error}");
+        assert!(error.passes());
+        assert!(matches!(choose_of(&mk_dataset(json!(null))), Err(DatasetError::NotReady { .. })));
+    }
+
+    #[test]
+    fn a_dataset_of_the_same_name_is_not_the_same_dataset() {
+        let object = mk_dataset(json!({"snapshot": {"id": "ab".repeat(32), "files": 1, "bytes": 2}}));
+        let other = UID.replace('0', "1");
+        assert!(matches!(choose(&object, "vision", "imagenet", &other), Err(DatasetError::OtherUid { .. })));
+    }
+
+    #[test]
+    fn what_is_no_digest_never_becomes_a_path() {
+        let object = mk_dataset(json!({"snapshot": {"id": "../../etc", "files": 1, "bytes": 2}}));
+        assert!(matches!(choose_of(&object), Err(DatasetError::Status { .. })));
+    }
+}

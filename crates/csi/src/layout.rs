@@ -1,0 +1,143 @@
+//! Where things are beneath the kubelet's folder.
+
+use larder_core::names;
+use std::{
+    ffi::OsStr,
+    path::{Component, Path, PathBuf},
+};
+
+/// Longest path that the kernel takes.
+const PATH_MAX: usize = 4095;
+
+/// Why a path from the kubelet is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum LayoutError {
+    #[error("path is empty")]
+    Empty,
+    #[error("path must be absolute and without . and ..")]
+    NotPlain,
+    #[error("path must lie in the kubelet's folder {} and not in the driver's own", .0.display())]
+    Elsewhere(PathBuf),
+}
+
+/// Paths of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    kubelet: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(kubelet: &Path) -> Self {
+        // Without a slash at the end, so that paths can be compared with the mount table's.
+        Self { kubelet: kubelet.components().collect() }
+    }
+
+    pub(crate) fn kubelet(&self) -> &Path {
+        &self.kubelet
+    }
+
+    /// The driver's own folder.
+    pub(crate) fn plugin(&self) -> PathBuf {
+        self.kubelet.join("plugins").join(names::DRIVER)
+    }
+
+    pub(crate) fn csi_socket(&self) -> PathBuf {
+        self.plugin().join("csi.sock")
+    }
+
+    /// The `@` is not for beauty. The kubelet sends the percent-encoded path of this socket as `:authority`, which the HTTP/2
+    /// library refuses as a host name (hyperium/h2#487) but takes before an `@`, where percent signs are legal.
+    pub(crate) fn registration_socket(&self) -> PathBuf {
+        self.kubelet.join("plugins_registry").join(format!("larder@{}-reg.sock", names::DRIVER))
+    }
+
+    /// One superblock for each identity, in here.
+    pub(crate) fn superblocks(&self) -> PathBuf {
+        self.plugin().join("mounts")
+    }
+
+    pub(crate) fn superblock(&self, identity: &str) -> PathBuf {
+        self.superblocks().join(identity)
+    }
+
+    pub(crate) fn shroud(&self) -> PathBuf {
+        self.plugin().join("shroud")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.plugin().join("state")
+    }
+
+    /// A target path as the kubelet gives it, checked: everything the plugin mounts, unmounts and removes is there.
+    pub(crate) fn target(&self, path: &str) -> Result<PathBuf, LayoutError> {
+        if path.is_empty() {
+            return Err(LayoutError::Empty);
+        }
+        let plain = path.len() <= PATH_MAX && !path.contains('\0') && path.starts_with('/');
+        // `components` would hide `.` and double slashes, and a path in another spelling would be another key to us.
+        let spelled = path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+        if !plain || !spelled {
+            return Err(LayoutError::NotPlain);
+        }
+        let target = PathBuf::from(path);
+        let inside = target.strip_prefix(&self.kubelet).is_ok_and(|rest| rest.components().count() >= 2);
+        if !inside || target.starts_with(self.plugin()) {
+            return Err(LayoutError::Elsewhere(self.kubelet.clone()));
+        }
+        Ok(target)
+    }
+
+    /// Folder and last part of a path beneath the kubelet's folder, relative to that.
+    pub(crate) fn split<'a>(&self, path: &'a Path) -> Option<(&'a Path, &'a OsStr)> {
+        let rest = path.strip_prefix(&self.kubelet).ok()?;
+        let plain = rest.components().all(|c| matches!(c, Component::Normal(_)));
+        plain.then(|| Some((rest.parent()?, rest.file_name()?))).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mk_layout() -> Layout {
+        Layout::new(Path::new("/var/lib/kubelet/"))
+    }
+
+    #[test]
+    fn the_path_of_the_registration_socket_is_a_legal_authority_as_the_kubelet_sends_it() {
+        let path = mk_layout().registration_socket().to_string_lossy().into_owned();
+        let sent = path.replace('/', "%2F");
+        assert!(sent.parse::<http::uri::Authority>().is_ok(), "{sent}");
+        assert!(sent.replace('@', "-").parse::<http::uri::Authority>().is_err(), "the @ is not needed any more");
+    }
+
+    #[test]
+    fn a_target_lies_in_the_kubelets_folder() {
+        let good = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv/mount";
+        assert_eq!(mk_layout().target(good).unwrap(), Path::new(good));
+        assert_eq!(mk_layout().target(""), Err(LayoutError::Empty));
+        for bad in [
+            "var/lib/kubelet/pods/x",
+            "/var/lib/kubelet/pods/../../../etc",
+            "/var/lib/kubelet/pods/./x",
+            "/var/lib/kubelet/pods//x",
+            "/var/lib/kubelet/pods/x/",
+            "/var/lib/kubelet/pods/x\0y",
+        ] {
+            assert_eq!(mk_layout().target(bad), Err(LayoutError::NotPlain), "{bad:?}");
+        }
+        for bad in [
+            "/etc",
+            "/etc/x",
+            "/var/lib/kubelet",
+            "/var/lib/kubelet/pods",
+            "/var/lib/kubelet2/pods/x",
+            "/var/lib/kubelet/plugins/csi.larder.dev/state",
+            "/var/lib/kubelet/plugins/csi.larder.dev",
+        ] {
+            assert!(matches!(mk_layout().target(bad), Err(LayoutError::Elsewhere(_))), "{bad:?}");
+        }
+        let long = format!("/var/lib/kubelet/pods/{}", "x".repeat(5000));
+        assert_eq!(mk_layout().target(&long), Err(LayoutError::NotPlain));
+    }
+}

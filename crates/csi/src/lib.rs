@@ -1,0 +1,33 @@
+//! The node plugin: mounts snapshots for the pods of one node.
+//!
+//! ```text
+//! kubelet ──CSI──► node: validate → lock → record or newest snapshot → superblock → shroud → bind mount at the target
+//!                    │                        │                           │
+//!                    │                        ▼                           ▼
+//!                    │                  datasets (kube: get)      mounter (unix socket): prepare, serve
+//!                    ▼
+//!        state/<identity>.json   which target shows which snapshot
+//!        host                    folders of sockets and tiers, with their owners
+//! ```
+//!
+//! The only privileged daemon. It holds no data, no cloud credentials, and keeps no FUSE descriptor: the mounter alone does.
+//! Owner of the kernel's mounts beneath the kubelet's folder and of the state records. When it dies, mounts live on and no pod
+//! starts or ends; at the next start it compares its records with the mount table and goes on. Every call may be repeated.
+//! No path that may lead into FUSE is touched without a deadline.
+#![forbid(unsafe_code)]
+
+mod datasets;
+mod host;
+mod identity;
+mod layout;
+mod metrics;
+mod mount;
+mod mounter;
+mod node;
+mod probe;
+mod reconcile;
+mod registration;
+mod server;
+mod state;
+
+pub use server::{Args, run, run_with};

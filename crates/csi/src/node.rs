@@ -1,0 +1,178 @@
+//! CSI Node: what the kubelet asks for.
+//!
+//! Each call: validate → lock → load the record → nothing to do? → act → save. The work runs in a task of its own, so that a
+//! call that the kubelet gives up on is finished or undone all the same.
+
+mod error;
+mod locks;
+mod publish;
+mod unpublish;
+mod validate;
+
+use crate::{
+    datasets::Datasets,
+    layout::Layout,
+    metrics::Metrics,
+    mount,
+    mounter::Mounter,
+    probe::{Probe, Prober, Usage},
+    state::State,
+};
+use error::NodeError;
+use larder_proto::csi::v1::{
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
+    NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest, NodeStageVolumeResponse,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeUsage,
+    node_server,
+    node_service_capability::{self, rpc},
+    volume_usage::Unit,
+};
+use locks::Locks;
+use std::{sync::Arc, time::Duration};
+use tonic::{Request, Response, Status};
+
+/// The kubelet asks for the statistics of all volumes in turn and waits for each.
+const STATS_PATIENCE: Duration = Duration::from_millis(900);
+
+/// Everything a call needs.
+pub(crate) struct Plugin {
+    pub(crate) node: String,
+    pub(crate) layout: Layout,
+    pub(crate) state: State,
+    pub(crate) datasets: Datasets,
+    pub(crate) mounter: Mounter,
+    pub(crate) prober: Prober,
+    pub(crate) metrics: Metrics,
+    pub(crate) locks: Locks,
+}
+
+/// The service; clones share the plugin.
+#[derive(Clone)]
+pub(crate) struct Node(Arc<Plugin>);
+
+impl Node {
+    pub(crate) fn new(plugin: Arc<Plugin>) -> Self {
+        Self(plugin)
+    }
+
+    /// Logs and counts how a call ended. Never the request: its maps may hold tokens.
+    fn ended<T>(
+        &self,
+        method: &'static str,
+        volume: &str,
+        path: &str,
+        result: Result<T, NodeError>,
+    ) -> Result<Response<T>, Status> {
+        let code = result.as_ref().map_or_else(NodeError::code, |_| tonic::Code::Ok);
+        self.0.metrics.call(method, code);
+        match result {
+            Ok(reply) => {
+                tracing::debug!(method, volume, path, "done");
+                Ok(Response::new(reply))
+            }
+            Err(error) => {
+                if code == tonic::Code::Internal {
+                    tracing::error!(method, volume, path, ?code, %error, "call failed");
+                } else {
+                    tracing::warn!(method, volume, path, ?code, %error, "call refused");
+                }
+                Err(Status::new(code, error.to_string()))
+            }
+        }
+    }
+}
+
+impl Plugin {
+    async fn stats(&self, volume: &str, path: &str) -> Result<Usage, NodeError> {
+        let uid = validate::dataset_uid(volume)?;
+        let target = self.layout.target(path).map_err(|e| NodeError::invalid("volume_path", e))?;
+        let not_there = || NodeError::NotPublished { volume: volume.to_owned(), target: target.clone() };
+        let record = self.state.by_target(&target).filter(|r| r.mount.dataset_uid == uid).ok_or_else(not_there)?;
+        let top = mount::top(&target)?.filter(|m| mount::is_identity(m, record.identity())).ok_or_else(not_there)?;
+        match self.prober.probe(top.device, &target, STATS_PATIENCE).await {
+            Probe::Alive(usage) => Ok(usage),
+            Probe::Dead => Err(NodeError::Dead(target)),
+            Probe::Hung => Err(NodeError::Hung(target)),
+            Probe::Failed(source) => Err(NodeError::Probe { path: target, source }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl node_server::Node for Node {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let (volume, path) = (request.volume_id.clone(), request.target_path.clone());
+        let result = match validate::publish(&self.0.layout, &request) {
+            Ok(publish) => error::joined(tokio::spawn(Arc::clone(&self.0).publish(publish)).await),
+            Err(e) => Err(e),
+        };
+        self.ended("NodePublishVolume", &volume, &path, result.map(|()| NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
+        let result = match validate::unpublish(&self.0.layout, &volume_id, &target_path) {
+            Ok(target) => error::joined(tokio::spawn(Arc::clone(&self.0).unpublish(target)).await),
+            Err(e) => Err(e),
+        };
+        self.ended("NodeUnpublishVolume", &volume_id, &target_path, result.map(|()| NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let NodeGetVolumeStatsRequest { volume_id, volume_path, .. } = request.into_inner();
+        let result = self.0.stats(&volume_id, &volume_path).await.map(|usage| {
+            // A snapshot is as full as it can be.
+            let entry = |total: u64, unit: Unit| {
+                let total = i64::try_from(total).unwrap_or(i64::MAX);
+                VolumeUsage { available: 0, total, used: total, unit: unit.into() }
+            };
+            let usage = vec![entry(usage.bytes, Unit::Bytes), entry(usage.inodes, Unit::Inodes)];
+            NodeGetVolumeStatsResponse { usage, volume_condition: None }
+        });
+        self.ended("NodeGetVolumeStats", &volume_id, &volume_path, result)
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        // No STAGE_UNSTAGE_VOLUME: staging knows no pod.
+        let rpc = node_service_capability::Rpc { r#type: rpc::Type::GetVolumeStats.into() };
+        let capability = NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) };
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: vec![capability] }))
+    }
+
+    async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let node_id = self.0.node.clone();
+        Ok(Response::new(NodeGetInfoResponse { node_id, max_volumes_per_node: 0, accessible_topology: None }))
+    }
+
+    async fn node_stage_volume(&self, _: Request<NodeStageVolumeRequest>) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        Err(Status::unimplemented("the driver does not stage volumes"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        Err(Status::unimplemented("the driver does not stage volumes"))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("a snapshot has the size it has"))
+    }
+}

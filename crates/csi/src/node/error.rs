@@ -1,0 +1,75 @@
+//! Everything a call can fail with, and its gRPC code.
+
+use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, state::StateError};
+use larder_fuse::device::DeviceError;
+use std::{fmt::Display, io, path::PathBuf};
+use tokio::task::JoinError;
+use tonic::Code;
+
+/// Why a call failed. The kubelet shows the text in an Event of the pod.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error("{field}: {reason}")]
+    Invalid { field: &'static str, reason: String },
+    #[error("another call for {} is not over yet", .0.display())]
+    Busy(PathBuf),
+    #[error("{} shows dataset {other}, not {wanted}", target.display())]
+    OtherVolume { target: PathBuf, other: String, wanted: String },
+    #[error("the pod is in namespace {pod}, the dataset in {dataset}; a dataset can be mounted in its own namespace only")]
+    Namespace { pod: String, dataset: String },
+    #[error("something that is not Larder's is mounted at {}: {fs_type}", target.display())]
+    Foreign { target: PathBuf, fs_type: String },
+    #[error("volume {volume} is not published at {}", target.display())]
+    NotPublished { volume: String, target: PathBuf },
+    #[error("the mount at {} does not answer; does the mounter of this node hang?", .0.display())]
+    Hung(PathBuf),
+    #[error("the mounter that served {} is gone; pods that use it must be started again", .0.display())]
+    Dead(PathBuf),
+    #[error("ask the mount at {}: {source}", path.display())]
+    Probe { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Mounter(#[from] MounterError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the call was interrupted by an internal error: {0}")]
+    Task(#[from] JoinError),
+}
+
+impl NodeError {
+    pub(super) fn invalid(field: &'static str, reason: impl Display) -> Self {
+        Self::Invalid { field, reason: reason.to_string() }
+    }
+
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Busy(_) => Code::Aborted,
+            Self::OtherVolume { .. } => Code::AlreadyExists,
+            Self::Namespace { .. } => Code::PermissionDenied,
+            Self::NotPublished { .. } => Code::NotFound,
+            Self::Dataset(DatasetError::Missing(_) | DatasetError::OtherUid { .. }) => Code::NotFound,
+            Self::Dataset(DatasetError::Get { .. } | DatasetError::Silent(_) | DatasetError::NotReady { .. })
+            | Self::Hung(_)
+            | Self::Dead(_) => Code::Unavailable,
+            Self::Mounter(e) if e.retry() => Code::Unavailable,
+            Self::Foreign { .. }
+            | Self::Dataset(DatasetError::Deleting(_))
+            | Self::Mount(MountError::Device(DeviceError::Open(_))) => Code::FailedPrecondition,
+            Self::Probe { .. }
+            | Self::Dataset(DatasetError::Status { .. })
+            | Self::Mounter(_)
+            | Self::Mount(_)
+            | Self::State(_)
+            | Self::Task(_) => Code::Internal,
+        }
+    }
+}
+
+/// Result of a task that gives a result.
+pub(super) fn joined<T>(result: Result<Result<T, NodeError>, JoinError>) -> Result<T, NodeError> {
+    result.map_err(NodeError::Task)?
+}

@@ -1,0 +1,137 @@
+//! NodePublishVolume: a superblock for the identity, a shroud and a bind mount at the target.
+
+use super::{Plugin, error::NodeError, validate::Publish};
+use crate::{mount, probe::Probe, state::Record};
+use larder_fuse::{control, device::FS_TYPE};
+use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
+use tokio::{task::spawn_blocking, time::Instant};
+
+/// Longest wait for what is missing. The pod's Event then says what, and the kubelet comes again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Each question to the mounter or a mount gets at least this long, however much of [`PATIENCE`] is gone.
+const AT_LEAST: Duration = Duration::from_secs(2);
+/// Longest wait for a live mount to answer.
+const PROBE: Duration = Duration::from_secs(5);
+/// Longest wait for the mounter to take a descriptor over.
+const SERVE: Duration = Duration::from_secs(10);
+/// How far the kernel reads ahead. With less, a reader of a file that is on another node waits for one round trip after the
+/// other; 4 MiB is what four of the kernel's longest reads fetch together.
+const READ_AHEAD_KIB: u32 = 4096;
+
+impl Plugin {
+    pub(super) async fn publish(self: Arc<Self>, request: Publish) -> Result<(), NodeError> {
+        let target = &request.target;
+        let _target = self.locks.target(target)?;
+        let deadline = Instant::now() + PATIENCE;
+        let record = self.choose(&request, deadline).await?;
+        let _identity = self.locks.identity(record.identity()).await;
+        if self.is_published(&record, target).await? {
+            return Ok(());
+        }
+        let record = self.state.add_target(&record, target)?;
+        let result = self.show(&record, target, deadline).await;
+        match &result {
+            Ok(()) => tracing::info!(identity = record.identity(), target = %target.display(), "published"),
+            // A failed call leaves nothing behind: the kubelet may never come again for this target.
+            Err(_) => {
+                if let Err(error) = self.withdraw(record.identity(), target).await {
+                    tracing::error!(identity = record.identity(), target = %target.display(), %error, "undo a failed publish");
+                }
+            }
+        }
+        result
+    }
+
+    /// The snapshot that this target shows already, else the newest.
+    async fn choose(&self, request: &Publish, deadline: Instant) -> Result<Record, NodeError> {
+        let (uid, target) = (&request.dataset_uid, &request.target);
+        match self.state.by_target(target) {
+            Some(record) if record.mount.dataset_uid == *uid => Ok(record),
+            Some(record) => {
+                let other = record.mount.dataset_uid;
+                Err(NodeError::OtherVolume { target: target.clone(), other, wanted: uid.clone() })
+            }
+            None => Ok(self.datasets.newest(&request.dataset_namespace, &request.dataset_name, uid, deadline).await?),
+        }
+    }
+
+    async fn is_published(&self, record: &Record, target: &Path) -> Result<bool, NodeError> {
+        let Some(top) = mount::top(target)? else { return Ok(false) };
+        if top.fs_type != FS_TYPE {
+            return Err(NodeError::Foreign { target: target.to_owned(), fs_type: top.fs_type });
+        }
+        if !mount::is_identity(&top, record.identity()) {
+            return Ok(false); // the shroud alone, from a call that was cut short
+        }
+        match self.prober.probe(top.device, target, PROBE).await {
+            Probe::Alive(_) => Ok(true),
+            Probe::Dead => Ok(false),
+            Probe::Hung => Err(NodeError::Hung(target.to_owned())),
+            Probe::Failed(source) => Err(NodeError::Probe { path: target.to_owned(), source }),
+        }
+    }
+
+    async fn show(&self, record: &Record, target: &Path, deadline: Instant) -> Result<(), NodeError> {
+        self.ensure_superblock(record, deadline).await?;
+        let (layout, identity, at) = (self.layout.clone(), record.identity().to_owned(), target.to_owned());
+        spawn_blocking(move || {
+            mount::unmount_all(&at)?;
+            mount::ensure_shroud(&layout)?;
+            mount::cover(&layout, &identity, &at)
+        })
+        .await??;
+        self.expect_alive(target).await
+    }
+
+    /// A superblock that answers, at the identity's own place.
+    async fn ensure_superblock(&self, record: &Record, deadline: Instant) -> Result<(), NodeError> {
+        let identity = record.identity();
+        let path = self.layout.superblock(identity);
+        if let Some(old) = mount::top(&path)? {
+            match self.prober.probe(old.device, &path, PROBE).await {
+                Probe::Alive(_) if mount::is_identity(&old, identity) => return Ok(()),
+                Probe::Hung => return Err(NodeError::Hung(path)),
+                // Its mounter died. Targets that show it stay dead until their pods start again.
+                answer => tracing::warn!(identity, ?answer, "replacing a superblock that is not alive"),
+            }
+            let old = path.clone();
+            spawn_blocking(move || mount::unmount_all(&old)).await??;
+        }
+        let patience = deadline.saturating_duration_since(Instant::now()).max(AT_LEAST);
+        self.mounter.prepare(&record.mount, patience).await?;
+        let result = self.new_superblock(record, &path).await;
+        if result.is_err() {
+            let path = path.clone();
+            spawn_blocking(move || mount::unmount_all(&path)).await??;
+            if let Err(error) = self.mounter.forget(identity, AT_LEAST).await {
+                tracing::warn!(identity, %error, "mounter keeps a catalog that nobody needs until it restarts");
+            }
+        }
+        result
+    }
+
+    async fn new_superblock(&self, record: &Record, path: &Path) -> Result<(), NodeError> {
+        let (layout, identity) = (self.layout.clone(), record.identity().to_owned());
+        let fuse = spawn_blocking(move || mount::new_superblock(&layout, &identity)).await??;
+        self.mounter.serve(&record.mount, fuse.as_fd(), SERVE).await?;
+        // From here on the mounter alone holds the connection: it is dead when the mounter is.
+        drop(fuse);
+        self.expect_alive(path).await?;
+        if let Some(mount) = mount::top(path)?
+            && let Err(error) = control::set_read_ahead(mount.device.1, READ_AHEAD_KIB)
+        {
+            tracing::warn!(identity = record.identity(), %error, "reads of files on other nodes will be slower");
+        }
+        Ok(())
+    }
+
+    async fn expect_alive(&self, path: &Path) -> Result<(), NodeError> {
+        let Some(top) = mount::top(path)? else { return Err(NodeError::Dead(path.to_owned())) };
+        match self.prober.probe(top.device, path, PROBE).await {
+            Probe::Alive(_) => Ok(()),
+            Probe::Dead => Err(NodeError::Dead(path.to_owned())),
+            Probe::Hung => Err(NodeError::Hung(path.to_owned())),
+            Probe::Failed(source) => Err(NodeError::Probe { path: path.to_owned(), source }),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! NodeUnpublishVolume: everything at the target goes, and the superblock after its last target.
+
+use super::{Plugin, error::NodeError};
+use crate::mount;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::task::spawn_blocking;
+
+impl Plugin {
+    /// Works whatever the state of the mount: alive, dead, hung, stacked, or never made.
+    pub(super) async fn unpublish(self: Arc<Self>, target: PathBuf) -> Result<(), NodeError> {
+        let _target = self.locks.target(&target)?;
+        match self.state.by_target(&target) {
+            Some(record) => {
+                let _identity = self.locks.identity(record.identity()).await;
+                self.withdraw(record.identity(), &target).await?;
+                tracing::info!(identity = record.identity(), target = %target.display(), "unpublished");
+            }
+            None => clear(&target).await?,
+        }
+        Ok(())
+    }
+
+    /// Takes a target off, and the superblock too if it was the last one. The identity must be locked.
+    pub(super) async fn withdraw(&self, identity: &str, target: &Path) -> Result<(), NodeError> {
+        clear(target).await?;
+        let left = self.state.remove_target(identity, target)?;
+        if left.is_some_and(|record| record.targets.is_empty()) {
+            self.release(identity).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a superblock that is shown nowhere. When its mounter is alive, its session ends by that.
+    pub(crate) async fn release(&self, identity: &str) -> Result<(), NodeError> {
+        clear(&self.layout.superblock(identity)).await?;
+        self.state.remove(identity)?;
+        Ok(())
+    }
+}
+
+/// Unmounts everything at a path and removes the folder.
+async fn clear(path: &Path) -> Result<(), NodeError> {
+    let path = path.to_owned();
+    spawn_blocking(move || {
+        mount::unmount_all(&path)?;
+        mount::remove(&path)
+    })
+    .await??;
+    Ok(())
+}

@@ -1,0 +1,407 @@
+//! A node in a folder: kubelet's folder, host's root, node plugin and mounter in this process, a worker and an API server made
+//! of a few lines.
+#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+
+use larder_core::catalog::{Builder, Catalog, Listed, digest};
+use larder_fuse::{
+    control, device,
+    fdpass::{Conn, Listener},
+    mountinfo::{self, Mount},
+    protocol::{mounter, worker},
+};
+use larder_proto::{
+    csi::v1::{
+        NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability, VolumeUsage,
+        identity_client::IdentityClient,
+        node_client::NodeClient,
+        volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
+    },
+    pluginregistration::v1::registration_client::RegistrationClient,
+};
+use nix::mount::{MntFlags, umount2};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+use tokio::{net::UnixStream, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+pub const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
+const RUN: &str = "r";
+const WATCHDOG: Duration = Duration::from_secs(100);
+/// Longest wait for a daemon to be there.
+const START: Duration = Duration::from_secs(20);
+
+type Api = Arc<Mutex<Option<Value>>>;
+type Snapshots = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+pub struct Lab {
+    base: tempfile::TempDir,
+    api: Api,
+    snapshots: Snapshots,
+    plugin: (CancellationToken, JoinHandle<anyhow::Result<()>>),
+    mounter: (CancellationToken, JoinHandle<anyhow::Result<()>>),
+    worker: JoinHandle<()>,
+    _watchdog: mpsc::Sender<()>,
+}
+
+/// The error number of what must fail.
+pub fn errno<T>(result: io::Result<T>) -> i32 {
+    result.err().expect("succeeded, but must not").raw_os_error().expect("an error of the kernel")
+}
+
+pub fn capability(access_type: AccessType) -> VolumeCapability {
+    let access_mode = Some(AccessMode { mode: Mode::MultiNodeReaderOnly.into() });
+    VolumeCapability { access_mode, access_type: Some(access_type) }
+}
+
+impl Lab {
+    /// None where FUSE cannot be mounted.
+    pub async fn start() -> Option<Self> {
+        let base = tempfile::Builder::new().prefix("l").tempdir_in("/tmp").unwrap();
+        if let Err(e) = fuse_works(base.path()) {
+            assert!(!std::env::var("CI").is_ok_and(|v| v == "true"), "FUSE does not work here: {e}");
+            eprintln!("SKIPPED, NOTHING WAS TESTED: FUSE does not work here: {e}");
+            return None;
+        }
+        let watchdog = start_watchdog(base.path());
+        let _ = tokio::task::spawn_blocking(|| larder_telemetry::init("off")).await;
+        for folder in ["k/pods", "h/r/mounter", "h/r/worker", "h/mnt/nvme0", "c"] {
+            fs::create_dir_all(base.path().join(folder)).unwrap();
+        }
+        let (api, snapshots) = (Api::default(), Snapshots::default());
+        let worker = start_worker(base.path(), &snapshots);
+        let mounter = start_mounter(base.path()).await;
+        let plugin = start_plugin(base.path(), &api).await;
+        let lab = Self { base, api, snapshots, plugin, mounter, worker, _watchdog: watchdog };
+        lab.set_snapshot(&["dir/a", "b"]);
+        Some(lab)
+    }
+
+    pub fn kubelet(&self) -> PathBuf {
+        self.base.path().join("k")
+    }
+
+    /// Where a pod's volume goes; the kubelet makes the folder above.
+    pub fn target(&self, pod: &str) -> PathBuf {
+        let volume = self.kubelet().join("pods").join(pod).join("pv");
+        fs::create_dir_all(&volume).unwrap();
+        volume.join("mount")
+    }
+
+    pub fn request(&self, target: &Path) -> NodePublishVolumeRequest {
+        let context = [
+            ("larder.dev/dataset-namespace", "vision"),
+            ("larder.dev/dataset-name", "imagenet"),
+            ("csi.storage.k8s.io/pod.namespace", "vision"),
+        ];
+        NodePublishVolumeRequest {
+            volume_id: format!("{UID}.{UID}"),
+            target_path: target.to_str().unwrap().to_owned(),
+            volume_capability: Some(capability(AccessType::Mount(MountVolume::default()))),
+            volume_context: context.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            ..Default::default()
+        }
+    }
+
+    pub async fn publish(&self, target: &Path) -> Result<(), Status> {
+        self.node().await.node_publish_volume(self.request(target)).await.map(drop)
+    }
+
+    pub async fn publish_at(&self, pod: &str) -> PathBuf {
+        let target = self.target(pod);
+        self.publish(&target).await.unwrap();
+        target
+    }
+
+    pub async fn unpublish(&self, target: &Path) -> Result<(), Status> {
+        let request =
+            NodeUnpublishVolumeRequest { volume_id: format!("{UID}.{UID}"), target_path: target.to_str().unwrap().to_owned() };
+        self.node().await.node_unpublish_volume(request).await.map(drop)
+    }
+
+    pub async fn stats(&self, target: &Path) -> Result<Vec<VolumeUsage>, Status> {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: format!("{UID}.{UID}"),
+            volume_path: target.to_str().unwrap().to_owned(),
+            ..Default::default()
+        };
+        Ok(self.node().await.node_get_volume_stats(request).await?.into_inner().usage)
+    }
+
+    pub async fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(connect(self.kubelet().join("plugins/csi.larder.dev/csi.sock")).await)
+    }
+
+    pub async fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(connect(self.kubelet().join("plugins/csi.larder.dev/csi.sock")).await)
+    }
+
+    pub async fn registration(&self) -> RegistrationClient<Channel> {
+        RegistrationClient::new(connect(self.kubelet().join("plugins_registry/larder@csi.larder.dev-reg.sock")).await)
+    }
+
+    /// Off the runtime's threads: they answer what is read here.
+    pub async fn read(&self, target: &Path, path: &str) -> io::Result<Vec<u8>> {
+        let path = target.join(path);
+        tokio::task::spawn_blocking(move || fs::read(path)).await.unwrap()
+    }
+
+    pub fn content(&self, path: &str) -> Vec<u8> {
+        content(path)
+    }
+
+    pub fn layers(&self, target: &Path) -> Vec<Mount> {
+        let table = mountinfo::read().unwrap();
+        mountinfo::at(&table, target).into_iter().cloned().collect()
+    }
+
+    /// Mount options of the topmost layer.
+    pub fn options(&self, target: &Path) -> Vec<String> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().rfind(|l| l.split(' ').nth(4) == target.to_str()).unwrap();
+        line.split(' ').nth(5).unwrap().split(',').map(str::to_owned).collect()
+    }
+
+    fn set_snapshot(&self, paths: &[&str]) {
+        let mut builder = Builder::new("s3://bucket/");
+        for path in paths {
+            let size = content(path).len() as u64;
+            builder.push(Listed { path: (*path).to_owned(), size, mtime_ns: 0, version: "v".into() });
+        }
+        let (bytes, _) = builder.finish();
+        let id = digest(&bytes);
+        self.snapshots.lock().unwrap().insert(id.clone(), bytes);
+        *self.api.lock().unwrap() = Some(dataset(json!({"snapshot": {"id": id, "files": paths.len(), "bytes": 0}})));
+    }
+
+    pub fn next_snapshot(&self, path: &str) {
+        self.set_snapshot(&["dir/a", "b", path]);
+    }
+
+    pub fn set_ready(&self) {
+        self.set_snapshot(&["dir/a", "b"]);
+    }
+
+    pub fn set_not_ready(&self, reason: &str, message: &str) {
+        let condition = json!({"type": "Ready", "status": "False", "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        *self.api.lock().unwrap() = Some(dataset(json!({"conditions": [condition]})));
+    }
+
+    pub fn lose_dataset(&self) {
+        *self.api.lock().unwrap() = None;
+    }
+
+    pub async fn restart_plugin(&mut self) {
+        self.plugin.0.cancel();
+        (&mut self.plugin.1).await.unwrap().unwrap();
+        self.plugin = start_plugin(self.base.path(), &self.api).await;
+    }
+
+    pub fn stop_worker(&mut self) {
+        self.worker.abort();
+        fs::remove_file(worker_socket(self.base.path())).unwrap();
+    }
+
+    pub async fn stop_mounter(&mut self) {
+        self.mounter.0.cancel();
+        (&mut self.mounter.1).await.unwrap().unwrap();
+    }
+
+    /// No mount, no record, no session is left.
+    pub async fn expect_clean(&self) {
+        let mounts: Vec<_> = mounts_beneath(self.base.path()).into_iter().filter(|m| m.source != "larder-shroud").collect();
+        assert!(mounts.is_empty(), "{mounts:?}");
+        for folder in ["state", "mounts"] {
+            let left: Vec<_> = fs::read_dir(self.kubelet().join("plugins/csi.larder.dev").join(folder)).unwrap().collect();
+            assert!(left.is_empty(), "{folder}: {left:?}");
+        }
+        if self.mounter.0.is_cancelled() {
+            return;
+        }
+        // Sessions end a moment after their superblock.
+        let deadline = tokio::time::Instant::now() + START;
+        loop {
+            let conn = Conn::connect(&self.base.path().join("h/r/mounter/mounter.sock")).await.unwrap();
+            conn.send(&mounter::Request::List {}, None).await.unwrap();
+            let (reply, _) = conn.recv::<mounter::Reply>().await.unwrap().unwrap();
+            let catalogs = fs::read_dir(self.base.path().join("c")).unwrap().count();
+            if reply == mounter::Reply::Mounts(Vec::new()) && catalogs == 0 {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{reply:?}, {catalogs} catalogs");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn stop(mut self) {
+        self.plugin.0.cancel();
+        (&mut self.plugin.1).await.unwrap().unwrap();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.plugin.0.cancel();
+        self.mounter.0.cancel();
+        self.worker.abort();
+        tear_down(self.base.path());
+    }
+}
+
+fn mounts_beneath(base: &Path) -> Vec<Mount> {
+    mountinfo::read().unwrap().into_iter().filter(|m| m.target.starts_with(base)).collect()
+}
+
+fn tear_down(base: &Path) {
+    for mount in mounts_beneath(base).into_iter().rev() {
+        let _ = umount2(&mount.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        if mount.fs_type == device::FS_TYPE {
+            let _ = control::abort(mount.device.1);
+        }
+    }
+}
+
+fn start_watchdog(base: &Path) -> mpsc::Sender<()> {
+    let (off, wait) = mpsc::channel::<()>();
+    let base = base.to_owned();
+    std::thread::spawn(move || {
+        if wait.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("watchdog: the test hangs; taking its mounts down");
+            tear_down(&base);
+        }
+    });
+    off
+}
+
+fn fuse_works(base: &Path) -> Result<(), device::DeviceError> {
+    let fuse = device::open()?;
+    device::mount(fuse.as_fd(), base, "try")?;
+    drop(fuse);
+    umount2(base, MntFlags::MNT_DETACH).unwrap();
+    Ok(())
+}
+
+fn content(path: &str) -> Vec<u8> {
+    path.as_bytes().repeat(200)
+}
+
+fn dataset(status: Value) -> Value {
+    json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CacheDataset",
+        "metadata": {"name": "imagenet", "namespace": "vision", "uid": UID},
+        "spec": {"source": {"uri": "s3://bucket/", "credentials": {"anonymous": {}}}, "cache": {"tiers": [{"name": "nvme", "quota": "1Ti"}]}},
+        "status": status,
+    })
+}
+
+/// Answers `get` of the dataset; everything else is not found.
+fn client(api: &Api) -> kube::Client {
+    let api = Arc::clone(api);
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let wanted = request.uri().path() == "/apis/larder.dev/v1alpha1/namespaces/vision/cachedatasets/imagenet";
+        let object = api.lock().unwrap().clone().filter(|_| wanted);
+        let (status, body) = match object {
+            Some(object) => (200, object),
+            None => (
+                404,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404}),
+            ),
+        };
+        let body = kube::client::Body::from(serde_json::to_vec(&body).unwrap());
+        std::future::ready(Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap()))
+    });
+    kube::Client::new(service, "default")
+}
+
+fn worker_socket(base: &Path) -> PathBuf {
+    base.join("h/r/worker").join(format!("{UID}.sock"))
+}
+
+/// A worker that has everything on its disk.
+fn start_worker(base: &Path, snapshots: &Snapshots) -> JoinHandle<()> {
+    let listener = Listener::bind(&worker_socket(base), &[0], 0o600).unwrap();
+    let snapshots = Arc::clone(snapshots);
+    tokio::spawn(async move {
+        loop {
+            let conn = listener.accept().await;
+            let snapshots = Arc::clone(&snapshots);
+            tokio::spawn(async move {
+                while let Ok(Some((request, _))) = conn.recv::<worker::Request>().await {
+                    let bytes = match request {
+                        worker::Request::Catalog { digest } => snapshots.lock().unwrap()[&digest].clone(),
+                        worker::Request::Open { snapshot, inode } => {
+                            let bytes = snapshots.lock().unwrap()[&snapshot].clone();
+                            content(&Catalog::open(bytes).unwrap().path(inode - 1).unwrap())
+                        }
+                    };
+                    let mut file: File = tempfile::tempfile().unwrap();
+                    file.write_all(&bytes).unwrap();
+                    conn.send(&worker::Reply::File {}, Some(file.as_fd())).await.unwrap();
+                }
+            });
+        }
+    })
+}
+
+async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    let args = larder_mount::mounter::Args {
+        node: "gpu-1".into(),
+        namespace: "larder-system".into(),
+        run_dir: base.join("h").join(RUN),
+        catalog_dir: base.join("c"),
+        admin_addr: ([127, 0, 0, 1], 0).into(),
+        fuse_threads: 2,
+        open_files: 16,
+        drain_seconds: 0,
+    };
+    let socket = args.run_dir.join("mounter/mounter.sock");
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(larder_mount::mounter::run_with(args, client(&Api::default()), shutdown.clone()));
+    wait_for(&socket).await;
+    (shutdown, task)
+}
+
+async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    let args = larder_csi::Args {
+        node: "gpu-1".into(),
+        kubelet_dir: base.join("k"),
+        host_root: base.join("h"),
+        run_dir: Path::new("/").join(RUN),
+        tiers: vec!["nvme=/mnt/nvme0".into()],
+        admin_addr: ([127, 0, 0, 1], 0).into(),
+    };
+    let registration = args.kubelet_dir.join("plugins_registry/larder@csi.larder.dev-reg.sock");
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(larder_csi::run_with(args, client(api), shutdown.clone()));
+    wait_for(&registration).await;
+    (shutdown, task)
+}
+
+async fn wait_for(socket: &Path) {
+    let deadline = tokio::time::Instant::now() + START;
+    while !socket.exists() {
+        assert!(tokio::time::Instant::now() < deadline, "{} does not come", socket.display());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// As the kubelet does: authority `localhost`.
+async fn connect(socket: PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { Ok::<_, io::Error>(hyper_util::rt::TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
+}

@@ -1,0 +1,315 @@
+//! The node plugin as the kubelet sees it: real gRPC on its sockets, a real mounter, real mounts; a worker and an API server
+//! that live in the test. Needs root and /dev/fuse; without them the tests say so and pass, except in CI, where they fail.
+
+mod harness;
+
+use harness::{Lab, UID, capability, errno};
+use larder_fuse::{device, mountinfo};
+use larder_proto::{
+    csi::v1::{
+        GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetVolumeStatsRequest,
+        NodePublishVolumeRequest, ProbeRequest, volume_capability,
+    },
+    pluginregistration::v1::{InfoRequest, RegistrationStatus},
+};
+use std::{
+    collections::HashMap,
+    fs,
+    os::fd::AsFd as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kubelet_learns_who_we_are() {
+    let Some(lab) = Lab::start().await else { return };
+    let info = lab.registration().await.get_info(InfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.larder.dev"));
+    assert_eq!(Path::new(&info.endpoint), lab.kubelet().join("plugins/csi.larder.dev/csi.sock"));
+    let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+    lab.registration().await.notify_registration_status(status).await.unwrap();
+
+    let mut identity = lab.identity().await;
+    assert_eq!(identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner().name, "csi.larder.dev");
+    assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
+    let mut node = lab.node().await;
+    assert_eq!(node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner().node_id, "gpu-1");
+    assert_eq!(node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner().capabilities.len(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_dataset_is_read_and_an_unpublished_one_leaves_nothing() {
+    let Some(lab) = Lab::start().await else { return };
+    let (one, two) = (lab.target("1"), lab.target("2"));
+    for target in [&one, &two, &one, &two, &one] {
+        lab.publish(target).await.unwrap();
+    }
+    for target in [&one, &two] {
+        assert_eq!(lab.read(target, "dir/a").await.unwrap(), lab.content("dir/a"));
+        let layers = lab.layers(target);
+        assert_eq!(layers.len(), 2, "shroud and dataset, however often it is published: {layers:?}");
+        assert_eq!(layers[0].source, "larder-shroud");
+        let options = lab.options(target);
+        assert!(["ro", "nosuid", "nodev"].iter().all(|o| options.contains(&(*o).to_owned())), "{options:?}");
+    }
+    assert_eq!(lab.layers(&one)[1].device, lab.layers(&two)[1].device, "one superblock for both");
+    let read_ahead = fs::read_to_string(format!("/sys/class/bdi/0:{}/read_ahead_kb", lab.layers(&one)[1].device.1)).unwrap();
+    assert_eq!(read_ahead.trim(), "4096");
+
+    let stats = lab.stats(&one).await.unwrap();
+    assert_eq!((stats[0].total, stats[0].used, stats[0].available), (4096, 4096, 0));
+    assert_eq!(stats[1].total, 4, "root, folder, two files");
+
+    lab.unpublish(&one).await.unwrap();
+    assert!(!one.exists());
+    assert_eq!(lab.read(&two, "b").await.unwrap(), lab.content("b"), "the other one goes on");
+    assert_eq!(lab.stats(&one).await.unwrap_err().code(), Code::NotFound);
+    lab.unpublish(&two).await.unwrap();
+    lab.unpublish(&two).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_pods_at_once_share_one_superblock() {
+    let Some(lab) = Lab::start().await else { return };
+    let targets: Vec<_> = (0..50).map(|i| lab.target(&i.to_string())).collect();
+    let calls = targets.iter().map(|t| lab.publish(t));
+    for result in futures_all(calls).await {
+        result.unwrap();
+    }
+    let devices: std::collections::BTreeSet<_> = targets.iter().map(|t| lab.layers(t).pop().unwrap().device).collect();
+    assert_eq!(devices.len(), 1);
+    for result in futures_all(targets.iter().map(|t| lab.unpublish(t))).await {
+        result.unwrap();
+    }
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+/// All at once, each polled in turn by this task.
+async fn futures_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut waiting = false;
+        for (future, result) in &mut running {
+            if result.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(r) => *result = Some(r),
+                    std::task::Poll::Pending => waiting = true,
+                }
+            }
+        }
+        if waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, result)| result).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_dataset_fell_off_sees_an_error_and_no_folder() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(errno(fs::read_dir(&target)), libc::ENOTCONN, "even for root");
+    assert_eq!(errno(fs::write(target.join("x"), "lost")), libc::ENOTCONN);
+    // The kubelet's next call puts it back.
+    lab.publish(&target).await.unwrap();
+    assert_eq!(lab.read(&target, "b").await.unwrap(), lab.content("b"));
+    lab.unpublish(&target).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_superblock_is_replaced_by_the_next_publish() {
+    let Some(lab) = Lab::start().await else { return };
+    let (old, new) = (lab.target("old"), lab.target("new"));
+    lab.publish(&old).await.unwrap();
+    let device = lab.layers(&old)[1].device;
+    larder_fuse::control::abort(device.1).unwrap();
+    assert_eq!(errno(fs::read_dir(&old)), libc::ENOTCONN);
+    assert_eq!(lab.stats(&old).await.unwrap_err().code(), Code::Unavailable);
+
+    lab.publish(&new).await.unwrap();
+    assert_ne!(lab.layers(&new)[1].device, device);
+    assert_eq!(lab.read(&new, "b").await.unwrap(), lab.content("b"));
+    assert_eq!(errno(fs::read_dir(&old)), libc::ENOTCONN, "a pod keeps what it has");
+    lab.publish(&old).await.unwrap();
+    assert_eq!(lab.read(&old, "b").await.unwrap(), lab.content("b"));
+    larder_fuse::control::abort(lab.layers(&new)[1].device.1).unwrap();
+    for target in [&old, &new] {
+        lab.unpublish(target).await.unwrap();
+    }
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_mounter_hangs_no_call() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    // In place of the dataset, a connection that somebody holds and nobody serves.
+    let identity = lab.layers(&target)[1].source.clone();
+    let fuse = device::open().unwrap();
+    device::mount(fuse.as_fd(), &target, &identity).unwrap();
+
+    let started = Instant::now();
+    assert_eq!(lab.stats(&target).await.unwrap_err().code(), Code::Unavailable);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(lab.publish(&target).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(lab.read(&lab.publish_at("2").await, "b").await.unwrap(), lab.content("b"), "others are not held up");
+    lab.unpublish(&target).await.unwrap();
+    lab.unpublish(&lab.target("2")).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    drop(fuse);
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_shows_the_same_snapshot_whatever_restarts() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let (old, new) = (lab.target("old"), lab.target("new"));
+    lab.publish(&old).await.unwrap();
+    lab.next_snapshot("dir/second");
+    lab.restart_plugin().await;
+    lab.publish(&old).await.unwrap();
+    assert_eq!(errno(fs::metadata(old.join("dir/second"))), libc::ENOENT);
+    lab.publish(&new).await.unwrap();
+    assert_eq!(lab.read(&new, "dir/second").await.unwrap(), lab.content("dir/second"));
+    // As after a reboot: the folders are there, the mounts are not, and the API server is not back yet.
+    for target in [&old, &new] {
+        for _ in 0..2 {
+            nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+    lab.lose_dataset();
+    lab.restart_plugin().await;
+    lab.publish(&old).await.unwrap();
+    assert_eq!(errno(fs::metadata(old.join("dir/second"))), libc::ENOENT);
+    assert_eq!(lab.read(&old, "b").await.unwrap(), lab.content("b"));
+    // The other pod was deleted meanwhile and its folder with it: its snapshot's superblock goes at the next start.
+    fs::remove_dir(&new).unwrap();
+    lab.restart_plugin().await;
+    lab.unpublish(&old).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_that_is_not_ready_is_waited_for_and_then_named() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.set_not_ready("AccessDenied", "s3 says 403; check the Secret");
+    let started = Instant::now();
+    let status = lab.publish(&target).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("AccessDenied: s3 says 403; check the Secret"), "{}", status.message());
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    lab.expect_clean().await;
+
+    // It becomes ready while the kubelet waits.
+    let (published, ()) = tokio::join!(lab.publish(&target), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        lab.set_ready();
+    });
+    published.unwrap();
+    lab.unpublish(&target).await.unwrap();
+    lab.lose_dataset();
+    assert_eq!(lab.publish(&target).await.unwrap_err().code(), Code::NotFound);
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_without_worker_or_mounter_is_unavailable_and_leaves_nothing() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.stop_worker();
+    let status = lab.publish(&target).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
+    assert!(status.message().contains("no worker has"), "{}", status.message());
+    lab.expect_clean().await;
+    lab.stop_mounter().await;
+    let status = lab.publish(&target).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{}", status.message());
+    assert!(status.message().contains("larder-mounter"), "{}", status.message());
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unpublish_works_on_whatever_is_there() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.unpublish(&target).await.unwrap();
+    fs::write(&target, "a file in the way").unwrap();
+    lab.unpublish(&target).await.unwrap();
+    fs::create_dir(&target).unwrap();
+    for _ in 0..3 {
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("stack"), &target, Some("tmpfs"), flags, None::<&str>).unwrap();
+    }
+    assert_eq!(lab.publish(&target).await.unwrap_err().code(), Code::FailedPrecondition, "not ours to replace");
+    lab.unpublish(&target).await.unwrap();
+    assert!(!target.exists());
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("data"), "not ours to delete").unwrap();
+    assert_eq!(lab.unpublish(&target).await.unwrap_err().code(), Code::Internal);
+    assert!(target.join("data").exists());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_are_refused_with_the_right_code() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    let good = lab.request(&target);
+    let code =
+        async |request: NodePublishVolumeRequest| lab.node().await.node_publish_volume(request).await.unwrap_err().code();
+    let with = |change: fn(&mut NodePublishVolumeRequest)| {
+        let mut request = good.clone();
+        change(&mut request);
+        request
+    };
+    assert_eq!(code(with(|r| r.volume_id.clear())).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.volume_id = "../../etc".into())).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.target_path.clear())).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.target_path = "/etc".into())).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.target_path.push_str("/../../x"))).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.volume_capability = None)).await, Code::InvalidArgument);
+    let block = volume_capability::AccessType::Block(volume_capability::BlockVolume {});
+    let mut blocks = good.clone();
+    blocks.volume_capability = Some(capability(block));
+    assert_eq!(code(blocks).await, Code::InvalidArgument);
+    assert_eq!(code(with(|r| r.volume_context = HashMap::new())).await, Code::InvalidArgument);
+    let other = UID.replace('0', "1");
+    let mut of_other = good.clone();
+    of_other.volume_id = format!("{other}.{other}");
+    assert_eq!(code(of_other.clone()).await, Code::NotFound, "a dataset of that name, but not that one");
+
+    lab.publish(&target).await.unwrap();
+    assert_eq!(code(of_other).await, Code::AlreadyExists);
+    let link = lab.target("link");
+    std::os::unix::fs::symlink("/etc", &link).unwrap();
+    assert_eq!(lab.publish(&link).await.unwrap_err().code(), Code::Internal);
+    assert!(!link.exists());
+
+    let stats = async |volume_id: &str, path: &str| {
+        let request = NodeGetVolumeStatsRequest { volume_id: volume_id.into(), volume_path: path.into(), ..Default::default() };
+        lab.node().await.node_get_volume_stats(request).await.unwrap_err().code()
+    };
+    let path = target.to_str().unwrap();
+    assert_eq!(stats("", path).await, Code::InvalidArgument);
+    assert_eq!(stats(&good.volume_id, "").await, Code::InvalidArgument);
+    assert_eq!(stats(&good.volume_id, &format!("{path}x")).await, Code::NotFound);
+    assert_eq!(stats(&format!("{other}.{other}"), path).await, Code::NotFound);
+    lab.unpublish(&target).await.unwrap();
+    assert!(mountinfo::read().unwrap().iter().all(|m| !m.target.starts_with(lab.kubelet().join("pods"))));
+    lab.stop().await;
+}

@@ -1,0 +1,72 @@
+//! The kernel's control files of FUSE connections (fusectl) and of their read-ahead.
+//!
+//! Both are found by the minor number of the mount's device, which [`crate::mountinfo`] knows; asking the mount itself with
+//! stat(2) could hang.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// Why a connection could not be controlled.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No such connection, or fusectl is not mounted and we may not mount it.
+    #[error("abort FUSE connection {minor}: {source}")]
+    Abort {
+        /// Minor number of the mount's device.
+        minor: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// /sys is read-only or the mount is gone.
+    #[error("set read-ahead of FUSE mount 0:{minor}: {source}")]
+    ReadAhead {
+        /// Minor number of the mount's device.
+        minor: u32,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Ends a connection: requests that wait fail with ECONNABORTED, later ones with ENOTCONN. Tasks that hang come free.
+///
+/// # Errors
+/// No such connection.
+pub fn abort(minor: u32) -> Result<(), ControlError> {
+    let wrap = |source| ControlError::Abort { minor, source };
+    let file = connection(minor).join("abort");
+    match fs::write(&file, "1") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !has_fusectl() => {
+            mount_fusectl().map_err(wrap)?;
+            fs::write(&file, "1").map_err(wrap)
+        }
+        result => result.map_err(wrap),
+    }
+}
+
+/// Sets how far the kernel reads ahead. To be called after the session has answered INIT, which sets it to at most 128 KiB.
+///
+/// # Errors
+/// No such mount, or a read-only /sys.
+pub fn set_read_ahead(minor: u32, kib: u32) -> Result<(), ControlError> {
+    fs::write(format!("/sys/class/bdi/0:{minor}/read_ahead_kb"), kib.to_string())
+        .map_err(|source| ControlError::ReadAhead { minor, source })
+}
+
+fn connection(minor: u32) -> PathBuf {
+    Path::new(CONNECTIONS).join(minor.to_string())
+}
+
+/// The folder is empty as long as the file system is not mounted; with it there are at least its connections or none, so the
+/// mount table is what tells.
+fn has_fusectl() -> bool {
+    crate::mountinfo::read().is_ok_and(|mounts| mounts.iter().any(|m| m.fs_type == "fusectl"))
+}
+
+fn mount_fusectl() -> io::Result<()> {
+    nix::mount::mount(Some("none"), CONNECTIONS, Some("fusectl"), nix::mount::MsFlags::empty(), None::<&str>)
+        .map_err(Into::into)
+}

@@ -1,0 +1,212 @@
+//! What is served now.
+
+use crate::{
+    catalogs::{Catalogs, CatalogsError},
+    filesystem::{DatasetFs, Look},
+    metrics::Metrics,
+    node::{LocalWorker, Node, NodeBackend},
+};
+use larder_core::{catalog::Catalog, names};
+use larder_fuse::{
+    protocol::mounter::{Mount, Served},
+    session::{self, Ended, SessionError},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+/// Longest wait for a catalog within one request; below the 10 s that the node plugin lets the kubelet wait. The fetch goes
+/// on, so that the next request finds it.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Why a request about a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MountError {
+    #[error("request is not valid: {0}")]
+    Invalid(&'static str),
+    #[error("no FUSE descriptor came with the request to serve {0}")]
+    NoDescriptor(String),
+    #[error(transparent)]
+    Catalog(#[from] CatalogsError),
+    #[error("catalog {0} is still being fetched")]
+    StillFetching(String),
+    #[error("serve {identity}: {source}")]
+    Session { identity: String, source: SessionError },
+    #[error("{0} was interrupted: {1}")]
+    Task(&'static str, tokio::task::JoinError),
+}
+
+impl MountError {
+    pub(super) fn retry(&self) -> bool {
+        !matches!(self, Self::Invalid(_) | Self::NoDescriptor(_))
+    }
+}
+
+pub(super) struct Mounts {
+    node: Node,
+    catalogs: Catalogs,
+    metrics: Metrics,
+    run_dir: PathBuf,
+    fuse_threads: usize,
+    table: Mutex<Table>,
+    /// Number of sessions, for those who wait until there are none.
+    sessions: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Table {
+    last_session: u64,
+    sessions: BTreeMap<u64, Mount>,
+    /// Catalogs that were asked for and are not mounted yet, by identity.
+    prepared: BTreeMap<String, (String, Arc<Catalog<File>>)>,
+}
+
+impl Mounts {
+    pub(super) fn new(node: Node, catalogs: Catalogs, metrics: Metrics, run_dir: &Path, fuse_threads: usize) -> Self {
+        let sessions = watch::Sender::new(0);
+        Self { node, catalogs, metrics, run_dir: run_dir.to_owned(), fuse_threads, table: Mutex::default(), sessions }
+    }
+
+    /// Gets the catalog here, so that `serve` cannot fail for want of it.
+    pub(super) async fn prepare(self: &Arc<Self>, mount: Mount) -> Result<(), MountError> {
+        check(&mount)?;
+        let catalog = self.catalog(&mount).await?;
+        self.table.lock().prepared.insert(mount.identity, (mount.snapshot, catalog));
+        Ok(())
+    }
+
+    /// Serves the descriptor; returns when the kernel's INIT is answered.
+    pub(super) async fn serve(self: &Arc<Self>, mount: Mount, fuse: OwnedFd) -> Result<(), MountError> {
+        let look = check(&mount)?;
+        let catalog = self.catalog(&mount).await?;
+        let session = {
+            let mut table = self.table.lock();
+            table.last_session += 1;
+            table.last_session
+        };
+        let worker = LocalWorker::new(names::worker_socket(&self.run_dir, &mount.dataset_uid));
+        let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker);
+        let reads = self.metrics.reads(&mount.dataset_uid, &mount.identity);
+        let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, Handle::current());
+        let (name, threads) = (mount.identity.clone(), self.fuse_threads);
+        let started = tokio::task::spawn_blocking(move || session::serve(filesystem, fuse, &name, threads));
+        let started = started.await.map_err(|e| MountError::Task("FUSE handshake", e))?;
+        let ended = started.map_err(|source| MountError::Session { identity: mount.identity.clone(), source })?;
+        tracing::info!(identity = mount.identity, session, "serving");
+        {
+            let mut table = self.table.lock();
+            table.prepared.remove(&mount.identity);
+            table.sessions.insert(session, mount);
+        }
+        self.sessions.send_modify(|n| *n += 1);
+        self.metrics.mounts.inc();
+        tokio::spawn(Arc::clone(self).drop_when_ended(session, ended));
+        Ok(())
+    }
+
+    async fn drop_when_ended(self: Arc<Self>, session: u64, ended: Ended) {
+        let result = ended.await;
+        let mount = self.table.lock().sessions.remove(&session);
+        self.metrics.mounts.dec();
+        self.sessions.send_modify(|n| *n -= 1);
+        let Some(mount) = mount else { return };
+        match result {
+            Ok(Ok(())) => tracing::info!(identity = mount.identity, session, "unmounted"),
+            Ok(Err(error)) => tracing::error!(identity = mount.identity, session, %error, "FUSE session broke"),
+            Err(_) => tracing::error!(identity = mount.identity, session, "FUSE session panicked"),
+        }
+        self.catalogs.release(&mount.snapshot);
+    }
+
+    /// Drops what was prepared and never served.
+    pub(super) fn forget(&self, identity: &str) {
+        let forgotten = self.table.lock().prepared.remove(identity);
+        if let Some((snapshot, catalog)) = forgotten {
+            drop(catalog);
+            self.catalogs.release(&snapshot);
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<Served> {
+        let table = self.table.lock();
+        let identities: BTreeSet<(&str, &str)> =
+            table.sessions.values().map(|m| (m.identity.as_str(), m.dataset_uid.as_str())).collect();
+        let served = |(identity, uid): (&str, &str)| Served {
+            identity: identity.to_owned(),
+            reads: self.metrics.reads(uid, identity).read(),
+        };
+        identities.into_iter().map(served).collect()
+    }
+
+    /// Waits until nothing is served.
+    pub(super) async fn all_gone(&self) {
+        // Fails only when the sender is gone, and that is ours.
+        let _ = self.sessions.subscribe().wait_for(|n| *n == 0).await;
+    }
+
+    async fn catalog(self: &Arc<Self>, mount: &Mount) -> Result<Arc<Catalog<File>>, MountError> {
+        let (this, uid, digest) = (Arc::clone(self), mount.dataset_uid.clone(), mount.snapshot.clone());
+        let fetch = tokio::spawn(async move { this.catalogs.get(&uid, &digest).await });
+        match tokio::time::timeout(CATALOG_PATIENCE, fetch).await {
+            Ok(fetched) => Ok(fetched.map_err(|e| MountError::Task("fetching the catalog", e))??),
+            Err(_) => Err(MountError::StillFetching(mount.snapshot.clone())),
+        }
+    }
+}
+
+/// The names become parts of paths, the modes go to the kernel.
+fn check(mount: &Mount) -> Result<Look, MountError> {
+    if !names::is_uid(&mount.dataset_uid) {
+        return Err(MountError::Invalid("datasetUid is no UID"));
+    }
+    if !names::is_digest(&mount.snapshot) {
+        return Err(MountError::Invalid("snapshot is no digest"));
+    }
+    if mount.identity != names::mount_identity(&mount.dataset_uid, &mount.snapshot) {
+        return Err(MountError::Invalid("identity is not that of dataset and snapshot"));
+    }
+    let mode = |mode: u32| {
+        let mode = u16::try_from(mode).ok().filter(|m| *m <= 0o777);
+        mode.ok_or(MountError::Invalid("fileMode and dirMode are permissions up to 0777"))
+    };
+    Ok(Look { uid: mount.uid, gid: mount.gid, file_mode: mode(mount.file_mode)?, dir_mode: mode(mount.dir_mode)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mk_mount() -> Mount {
+        let (uid, snapshot) = ("0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f", "ab".repeat(32));
+        Mount {
+            identity: names::mount_identity(uid, &snapshot),
+            dataset_uid: uid.into(),
+            snapshot,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o444,
+            dir_mode: 0o555,
+        }
+    }
+
+    #[test]
+    fn names_that_could_leave_a_folder_are_refused() {
+        assert!(check(&mk_mount()).is_ok());
+        for bad in [
+            Mount { dataset_uid: "../../etc".into(), ..mk_mount() },
+            Mount { snapshot: "../../etc".into(), ..mk_mount() },
+            Mount { identity: "other".into(), ..mk_mount() },
+            Mount { file_mode: 0o4755, ..mk_mount() },
+            Mount { dir_mode: 0o1_000_000, ..mk_mount() },
+        ] {
+            assert!(matches!(check(&bad), Err(MountError::Invalid(_))), "{bad:?}");
+        }
+    }
+}

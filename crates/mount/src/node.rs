@@ -1,0 +1,109 @@
+//! The backend of a real node: complete files from the local worker as descriptors, everything else from workers over HTTP.
+
+mod local_worker;
+mod open_files;
+
+pub(crate) use local_worker::LocalWorker;
+pub(crate) use open_files::OpenFiles;
+
+use crate::backend::{Backend, Fetched, Place};
+use larder_core::key::ObjectKey;
+use larder_fuse::protocol::worker::{Reply, Request};
+use larder_members::Watch;
+use larder_peer::{Client, ObjectRef, ReadError, Source};
+use std::{fs::File, ops::Range, sync::Arc, time::Duration};
+
+/// How long "not here" is believed when this node owns the file: its worker fetches it at the first read.
+const ABSENT_AT_OWNER: Duration = Duration::from_secs(1);
+/// And when another node does: it may still come here as a copy, but nobody waits for it.
+const ABSENT: Duration = Duration::from_secs(60);
+
+/// What all mounts of this node share.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) name: Arc<str>,
+    pub(crate) peers: Client,
+    pub(crate) members: Watch,
+    pub(crate) files: Arc<OpenFiles>,
+}
+
+/// Bytes of one mounted snapshot.
+pub(crate) struct NodeBackend {
+    node: Node,
+    /// Number of the session: two sessions of one identity share nothing.
+    session: u64,
+    dataset_uid: String,
+    snapshot: String,
+    worker: LocalWorker,
+}
+
+impl NodeBackend {
+    pub(crate) fn new(node: Node, session: u64, dataset_uid: &str, snapshot: &str, worker: LocalWorker) -> Self {
+        Self { node, session, dataset_uid: dataset_uid.to_owned(), snapshot: snapshot.to_owned(), worker }
+    }
+}
+
+impl Drop for NodeBackend {
+    fn drop(&mut self) {
+        self.node.files.forget_session(self.session);
+    }
+}
+
+impl Backend for NodeBackend {
+    fn known_file(&self, inode: u64) -> Option<Arc<File>> {
+        self.node.files.get(self.session, inode)
+    }
+
+    async fn find_file(&self, inode: u64) -> Option<Arc<File>> {
+        let files = &self.node.files;
+        if let Some(file) = files.get(self.session, inode) {
+            return Some(file); // another read has just found it
+        }
+        if files.is_absent(self.session, inode) {
+            return None;
+        }
+        let request = Request::Open { snapshot: self.snapshot.clone(), inode };
+        match self.worker.ask(&request).await {
+            Ok((Reply::File {}, Some(fd))) => {
+                let file = Arc::new(File::from(fd));
+                files.insert(self.session, inode, Arc::clone(&file));
+                Some(file)
+            }
+            Ok((Reply::Absent { owner }, _)) => {
+                files.set_absent(self.session, inode, if owner { ABSENT_AT_OWNER } else { ABSENT });
+                None
+            }
+            Ok((reply, _)) => {
+                tracing::warn!(
+                    dataset = self.dataset_uid,
+                    inode,
+                    ?reply,
+                    "local worker did not give the file; reading over the network"
+                );
+                files.set_absent(self.session, inode, ABSENT_AT_OWNER);
+                None
+            }
+            // Not remembered by inode: the worker as a whole is away, and `ask` remembers that.
+            Err(error) => {
+                tracing::debug!(dataset = self.dataset_uid, inode, %error, "local worker does not answer");
+                None
+            }
+        }
+    }
+
+    fn reject_file(&self, inode: u64) {
+        self.node.files.set_absent(self.session, inode, ABSENT);
+    }
+
+    async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, ReadError> {
+        let object = ObjectRef { dataset_uid: &self.dataset_uid, snapshot: &self.snapshot, inode, key };
+        let rosters = || self.node.members.roster(&self.dataset_uid);
+        let fetched = self.node.peers.read(&rosters, &object, range).await?;
+        let place = match fetched.source {
+            Source::Origin => Place::Origin,
+            Source::Disk if *fetched.node == *self.node.name => Place::Local,
+            Source::Disk => Place::Peer,
+        };
+        Ok(Fetched { bytes: fetched.bytes, place })
+    }
+}

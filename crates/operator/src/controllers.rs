@@ -1,0 +1,3 @@
+//! One controller per kind.
+
+pub(crate) mod cache_dataset;

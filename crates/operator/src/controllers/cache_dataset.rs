@@ -1,0 +1,208 @@
+//! The controller of `CacheDataset`.
+//!
+//! | module | what it does | pure |
+//! |---|---|---|
+//! | [`watch`] | follows what a dataset depends on, and queues the dataset | |
+//! | [`gather`] | reads everything that a decision needs | |
+//! | [`plan`] | decides; with [`members`], [`snapshot`], [`preload`], [`conditions`] for its parts | yes |
+//! | [`objects`] | what the objects of a dataset look like | yes |
+//! | [`pods`] | what a worker's pod tells: node, address, readiness, what is wrong | yes |
+//! | [`apply`] | server-side apply of what differs | |
+//! | [`workers`] | gRPC to the workers | |
+//! | [`status`] | writes status, and an Event for each condition that changed | |
+//! | [`cleanup`] | deletion, one step after the other, before the finalizer goes | |
+
+#[cfg(test)]
+mod api_tests;
+mod apply;
+mod cleanup;
+mod conditions;
+mod error;
+mod gather;
+mod members;
+mod objects;
+mod plan;
+mod pods;
+mod preload;
+mod snapshot;
+mod status;
+#[cfg(test)]
+mod testing;
+mod watch;
+mod workers;
+
+pub(crate) use cleanup::uses;
+
+use crate::settings::Settings;
+use error::Error;
+use futures::{FutureExt as _, StreamExt as _};
+use jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::{
+        applier,
+        controller::{Action, Config},
+        events::{Recorder, Reporter},
+        finalizer,
+    },
+};
+use larder_api::{CacheDataset, labels};
+use larder_telemetry::Health;
+use parking_lot::Mutex;
+use prometheus_client::{encoding::EncodeLabelSet, metrics::counter::Counter, metrics::family::Family, registry::Registry};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Field manager of everything the operator writes.
+pub(crate) const MANAGER: &str = "larder-operator";
+/// Reconciles at once; more than the API server answers in parallel for one client helps nobody.
+const CONCURRENCY: u16 = 16;
+/// Triggers within this time are one.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// A reconcile that takes longer hangs; the longest legal one is an Erase.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(180);
+/// After an error, and between looks at a deletion that waits.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What every reconcile shares.
+struct Context {
+    client: Client,
+    settings: Settings,
+    stores: watch::Stores,
+    recorder: Recorder,
+    metrics: Metrics,
+    /// Per dataset UID: since when members are without a ready worker. Lost with the process, which only prolongs a grace period.
+    absent: Mutex<HashMap<String, BTreeMap<String, Timestamp>>>,
+    /// Per dataset UID: since when its workers are asked to erase.
+    erasing: Mutex<HashMap<String, Timestamp>>,
+}
+
+/// Counts reconciles.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    reconciles: Family<Outcome, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("larder_operator_reconciles", "Reconciles of CacheDatasets by result", metrics.reconciles.clone());
+        metrics
+    }
+
+    fn count(&self, result: &'static str) {
+        self.reconciles.get_or_create(&Outcome { result }).inc();
+    }
+}
+
+/// Runs the controller until `shutdown`, then lets running reconciles end.
+pub(crate) async fn run(client: Client, settings: Settings, metrics: Metrics, health: Health, shutdown: CancellationToken) {
+    let (stores, queue, mut followers) = watch::start(&client, &settings.namespace, &shutdown);
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return,
+        // An empty store would look like a cluster without nodes.
+        result = stores.synced() => if let Err(error) = result {
+            tracing::error!(%error, "a watch ended before its first list");
+            return;
+        },
+    }
+    health.set_ready(true);
+    tracing::info!(datasets = stores.datasets.len(), nodes = stores.nodes.len(), "in step with the API server");
+
+    let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
+    let datasets = stores.datasets.clone();
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        settings,
+        stores,
+        metrics,
+        absent: Mutex::default(),
+        erasing: Mutex::default(),
+    });
+    // A watch that ended leaves a store that never changes again: better to begin anew.
+    let stopped = shutdown.child_token();
+    let one_ended = async {
+        followers.join_next().await;
+        if !shutdown.is_cancelled() {
+            tracing::error!("a watch ended; stopping");
+        }
+        stopped.cancel();
+    };
+    let reconciles = applier(
+        |dataset, context| reconcile(dataset, context).boxed(),
+        on_error,
+        context,
+        datasets,
+        queue.take_until(stopped.clone().cancelled_owned()),
+        Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE),
+    )
+    .for_each(|result| async move {
+        // Errors of reconciles were logged by `on_error`; what is left is a dataset that went away meanwhile.
+        if let Err(error) = result {
+            tracing::debug!(%error, "queue");
+        }
+    });
+    tokio::join!(one_ended, reconciles);
+    health.set_ready(false);
+}
+
+async fn reconcile(dataset: Arc<CacheDataset>, context: Arc<Context>) -> Result<Action, finalizer::Error<Error>> {
+    let namespace = dataset.namespace().unwrap_or_default();
+    let api: Api<CacheDataset> = Api::namespaced(context.client.clone(), &namespace);
+    let work = finalizer(&api, labels::FINALIZER, dataset, |event| async {
+        let work = async {
+            match event {
+                finalizer::Event::Apply(dataset) => converge(&dataset, &context).await,
+                finalizer::Event::Cleanup(dataset) => cleanup::run(&dataset, &context).await,
+            }
+        };
+        tokio::time::timeout(RECONCILE_TIMEOUT, work).await.unwrap_or(Err(Error::TimedOut(RECONCILE_TIMEOUT)))
+    });
+    let result = work.await;
+    match &result {
+        Ok(_) => context.metrics.count("ok"),
+        Err(finalizer::Error::CleanupFailed(Error::CleanupWaits(_))) => context.metrics.count("waiting"),
+        Err(_) => context.metrics.count("error"),
+    }
+    result
+}
+
+/// Gather, plan, apply.
+async fn converge(dataset: &CacheDataset, context: &Context) -> Result<Action, Error> {
+    let observed = gather::gather(dataset, context).await?;
+    let plan = plan::plan(dataset, &observed, &context.settings)?;
+    if let Some(uid) = dataset.uid() {
+        context.absent.lock().insert(uid, plan.absent_since.clone());
+    }
+    // Status goes last but is written whatever happens before it: it is how a user learns what is wrong.
+    let applied = apply::apply(dataset, &plan, &observed, context).await;
+    status::write(dataset, &plan.status, context).await?;
+    applied?;
+    Ok(Action::requeue(plan.requeue))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
+fn on_error(dataset: Arc<CacheDataset>, error: &finalizer::Error<Error>, _: Arc<Context>) -> Action {
+    let (namespace, name) = (dataset.namespace().unwrap_or_default(), dataset.name_any());
+    match error {
+        finalizer::Error::CleanupFailed(Error::CleanupWaits(step)) => {
+            tracing::info!(namespace, name, "deletion waits: {step}");
+        }
+        error => {
+            let error = error::chain(error);
+            tracing::warn!(namespace, name, error, "reconcile failed; trying again");
+        }
+    }
+    Action::requeue(RETRY)
+}

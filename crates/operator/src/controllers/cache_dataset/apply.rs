@@ -1,0 +1,92 @@
+//! Brings about what the plan says: server-side apply of what differs, then orders to workers.
+
+use super::{Context, MANAGER, error::Error, gather::Observed, objects, plan::Plan, workers};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+};
+use larder_api::CacheDataset;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use std::fmt::Debug;
+
+/// Annotation on worker pods: which copies of Secret and CA their kubelet was told of. A change of the pod makes the kubelet
+/// look at its volumes at once; otherwise new credentials take up to two minutes.
+pub(super) const TOLD: &str = "larder.dev/inputs";
+
+pub(super) async fn apply(dataset: &CacheDataset, plan: &Plan, observed: &Observed, context: &Context) -> Result<(), Error> {
+    let (client, ours) = (&context.client, context.settings.namespace.as_str());
+    // Secret and CA before the workers that mount them; the list before those who read it.
+    if let Some(secret) = &plan.secret {
+        ensure(&Api::namespaced(client.clone(), ours), secret, observed.secret_copy.as_deref()).await?;
+    }
+    if let Some(ca) = &plan.ca {
+        ensure(&Api::namespaced(client.clone(), ours), ca, observed.ca_copy.as_deref()).await?;
+    }
+    ensure(&Api::namespaced(client.clone(), ours), &plan.members, observed.members.as_ref()).await?;
+    ensure(&Api::namespaced(client.clone(), ours), &plan.service, observed.service.as_deref()).await?;
+    if let Some(daemon_set) = &plan.daemon_set {
+        ensure(&Api::namespaced(client.clone(), ours), daemon_set, observed.daemon_set.as_deref()).await?;
+    }
+    volume_and_claim(dataset, plan, observed, context).await?;
+
+    let pods: Api<Pod> = Api::namespaced(client.clone(), ours);
+    for pod in &plan.tell {
+        let patch = json!({ "metadata": { "annotations": { TOLD: plan.told } } });
+        // Only to be faster: a pod that is gone meanwhile needs nothing.
+        if let Err(error) = pods.patch(pod, &PatchParams::default(), &Patch::Merge(patch)).await {
+            tracing::debug!(pod, %error, "pod was not told of new inputs");
+        }
+    }
+    for (node, error) in workers::configure(&plan.orders).await {
+        // The next look at its status shows that it still has other orders.
+        tracing::warn!(dataset = dataset.name_any(), node, error, "worker did not take its orders");
+    }
+    Ok(())
+}
+
+async fn volume_and_claim(dataset: &CacheDataset, plan: &Plan, observed: &Observed, context: &Context) -> Result<(), Error> {
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    if let Some(volume) = &plan.volume {
+        ensure(&volumes, volume, observed.volume.as_ref()).await?;
+    }
+    if let Some(volume) = observed.volume.as_ref().filter(|_| plan.release_volume) {
+        let patch = json!({
+            // Only the volume that was looked at.
+            "metadata": { "resourceVersion": volume.resource_version() },
+            "spec": { "claimRef": { "uid": null, "resourceVersion": null } },
+        });
+        let name = volume.name_any();
+        volumes
+            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map_err(|source| Error::Patch { object: format!("PersistentVolume {name}"), source })?;
+        tracing::info!(dataset = dataset.name_any(), volume = name, "released from a claim that no longer exists");
+    }
+    if let Some(claim) = &plan.claim {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &observed.owner.namespace);
+        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        claims
+            .create(&params, claim)
+            .await
+            .map_err(|source| Error::Create { object: format!("PersistentVolumeClaim {}", claim.name_any()), source })?;
+    }
+    Ok(())
+}
+
+/// Applies the object unless it is already there as it should be.
+async fn ensure<K>(api: &Api<K>, wanted: &K, found: Option<&K>) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + Debug,
+{
+    if objects::is_applied(wanted, found) {
+        return Ok(());
+    }
+    let name = wanted.name_any();
+    api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(wanted))
+        .await
+        .map_err(|source| Error::Apply { object: format!("{} {name}", K::kind(&())), source })?;
+    tracing::debug!(kind = %K::kind(&()), name, "applied");
+    Ok(())
+}

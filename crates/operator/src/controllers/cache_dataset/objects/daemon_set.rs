@@ -1,0 +1,177 @@
+//! The DaemonSet of a dataset's workers.
+
+use super::{Owner, from_template, hashed};
+use crate::settings::Settings;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use larder_api::{CacheDataset, cache_dataset::Resources};
+use larder_core::names;
+use serde_json::{Value, json};
+
+/// Folder of all datasets in a worker's container.
+const DATA_DIR: &str = "/var/lib/larder/data";
+/// Where the copies of Secret and CA are mounted.
+const CREDENTIALS_DIR: &str = "/etc/larder/credentials";
+const CA_DIR: &str = "/etc/larder/ca";
+
+/// The workers; `tier` is the folder of the disk on the host.
+pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tier: &str) -> DaemonSet {
+    let run = format!("{}/worker", names::RUN_DIR);
+    let spec = &dataset.spec.workers;
+    let container = json!({
+        "name": "worker",
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": [
+            "worker",
+            format!("--dataset-uid={}", owner.uid),
+            format!("--dir={DATA_DIR}/{}", owner.uid),
+            format!("--run-dir={}", names::RUN_DIR),
+            format!("--credentials-dir={CREDENTIALS_DIR}"),
+            format!("--ca-dir={CA_DIR}"),
+        ],
+        "env": [
+            { "name": "NODE_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } },
+            { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } },
+            { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } } },
+            { "name": "LARDER_LOG", "value": settings.worker_log },
+        ],
+        "ports": [
+            { "name": "data", "containerPort": names::WORKER_DATA_PORT, "protocol": "TCP" },
+            { "name": "control", "containerPort": names::WORKER_CONTROL_PORT, "protocol": "TCP" },
+            { "name": "admin", "containerPort": names::WORKER_ADMIN_PORT, "protocol": "TCP" },
+        ],
+        "readinessProbe": { "httpGet": { "path": "/readyz", "port": "admin" }, "periodSeconds": 2, "timeoutSeconds": 2 },
+        // Restarting a worker that is only slow would make things worse: a minute of silence is not slow.
+        "livenessProbe": {
+            "httpGet": { "path": "/healthz", "port": "admin" },
+            "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6,
+        },
+        "resources": resources(spec.resources.as_ref()),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        },
+        "volumeMounts": [
+            { "name": "data", "mountPath": DATA_DIR },
+            { "name": "run", "mountPath": run },
+            { "name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": true },
+            { "name": "ca", "mountPath": CA_DIR, "readOnly": true },
+        ],
+    });
+    let mut pod = json!({
+        "serviceAccountName": settings.worker_service_account,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 15,
+        "tolerations": spec.tolerations,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": names::WORKER_UID,
+            "runAsGroup": names::WORKER_UID,
+            // Owner of the Secret's files; folders of the host keep theirs.
+            "fsGroup": names::WORKER_UID,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container],
+        "volumes": [
+            // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
+            { "name": "data", "hostPath": { "path": format!("{tier}/{}", names::TIER_DIR), "type": "Directory" } },
+            { "name": "run", "hostPath": { "path": run, "type": "Directory" } },
+            { "name": "credentials", "secret": { "secretName": owner.credentials_name(), "optional": true, "defaultMode": 0o440 } },
+            { "name": "ca", "configMap": { "name": owner.ca_name(), "optional": true, "defaultMode": 0o444 } },
+        ],
+    });
+    if !spec.node_selector.is_empty() {
+        pod["nodeSelector"] = json!(spec.node_selector);
+    }
+    if !settings.pull_secrets.is_empty() {
+        pod["imagePullSecrets"] = settings.pull_secrets.iter().map(|s| json!({ "name": s })).collect();
+    }
+    hashed(from_template(json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": owner.meta(names::worker_name(&owner.uid), Some(&settings.namespace), owner.worker_labels()),
+        "spec": {
+            "selector": { "matchLabels": owner.worker_selector() },
+            "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
+            "revisionHistoryLimit": 3,
+            "template": {
+                "metadata": {
+                    "labels": owner.worker_labels(),
+                    "annotations": { "kubectl.kubernetes.io/default-container": "worker" },
+                },
+                "spec": pod,
+            },
+        },
+    })))
+}
+
+fn resources(given: Option<&Resources>) -> Value {
+    match given {
+        Some(r) => json!(r),
+        None => json!({ "requests": { "cpu": "500m", "memory": "512Mi" } }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{mk_dataset, settings};
+    use super::*;
+    use larder_api::cache_dataset::Workers;
+
+    fn build(dataset: &CacheDataset) -> Value {
+        let owner = Owner::of(dataset).unwrap();
+        serde_json::to_value(daemon_set(&owner, dataset, &settings(), "/mnt/nvme0")).unwrap()
+    }
+
+    #[test]
+    fn a_worker_is_restricted_in_everything_but_host_paths() {
+        let ds = build(&mk_dataset());
+        let pod = &ds["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["runAsUser"], 65532);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let container = &pod["containers"][0]["securityContext"];
+        assert_eq!(container["allowPrivilegeEscalation"], false);
+        assert_eq!(container["readOnlyRootFilesystem"], true);
+        assert_eq!(container["capabilities"], json!({ "drop": ["ALL"] }));
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod.get(key).is_none(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_not_there_is_never_made() {
+        let ds = build(&mk_dataset());
+        let volumes = ds["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+        let paths: Vec<_> = volumes.iter().filter_map(|v| v.get("hostPath")).collect();
+        assert_eq!(paths[0], &json!({ "path": "/mnt/nvme0/larder", "type": "Directory" }));
+        assert_eq!(paths[1], &json!({ "path": "/var/lib/larder/run/worker", "type": "Directory" }));
+        assert_eq!(paths.len(), 2);
+    }
+
+    #[test]
+    fn nodes_and_resources_come_from_the_spec() {
+        let mut dataset = mk_dataset();
+        let ds = build(&dataset);
+        let pod = &ds["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"], json!({ "nvidia.com/gpu.present": "true" }));
+        assert_eq!(pod["tolerations"][0]["key"], "nvidia.com/gpu");
+        assert_eq!(pod["containers"][0]["resources"]["requests"]["memory"], "512Mi");
+        dataset.spec.workers =
+            Workers { node_selector: Default::default(), tolerations: vec![], resources: Some(Resources::default()) };
+        let ds = build(&dataset);
+        let pod = &ds["spec"]["template"]["spec"];
+        assert!(pod.get("nodeSelector").is_none() && pod["containers"][0]["resources"].get("requests").is_none());
+    }
+
+    #[test]
+    fn a_change_of_the_snapshot_or_quota_never_restarts_workers() {
+        let mut dataset = mk_dataset();
+        let before = build(&dataset);
+        dataset.spec.cache.tiers[0].quota.0 = "7Ti".into();
+        dataset.spec.source.include = vec!["train/**".into()];
+        dataset.metadata.generation = Some(9);
+        assert_eq!(build(&dataset), before);
+    }
+}

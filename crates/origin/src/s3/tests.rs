@@ -1,0 +1,204 @@
+mod tls;
+
+use super::*;
+use crate::testing::{ACCESS_KEY, BUCKET, FakeS3};
+use std::collections::BTreeMap;
+
+fn source(server: &FakeS3, prefix: &str) -> Source {
+    Source { uri: format!("s3://{BUCKET}/{prefix}"), endpoint: server.endpoint(), ..Source::default() }
+}
+
+fn connect(source: &Source) -> (S3, Arc<Received>) {
+    let received = Arc::new(Received::default());
+    let credentials = Some(Credentials::new(ACCESS_KEY, "secret", None));
+    (S3::new(source, credentials, None, Arc::clone(&received)).unwrap(), received)
+}
+
+async fn list(origin: &S3) -> Result<(BTreeMap<String, Listed>, Vec<String>), Error> {
+    let (mut files, mut skipped) = (BTreeMap::new(), Vec::new());
+    let mut items = origin.list();
+    while let Some(item) = items.next().await {
+        match item? {
+            Item::File(f) => assert!(files.insert(f.path.clone(), f).is_none()),
+            Item::Skipped { key, .. } => skipped.push(key),
+        }
+    }
+    Ok((files, skipped))
+}
+
+#[tokio::test]
+async fn names_of_every_kind_are_listed_and_read_back() {
+    let server = FakeS3::start().await;
+    let names = [
+        "plain",
+        "with space",
+        " edge ",
+        "a+b",
+        "100%",
+        "%2F",
+        "%41",
+        "a#b?c=d&e",
+        "it's \"quoted\"",
+        "<xml>&amp;",
+        "ünï/日本/🦀",
+        "back\\slash",
+        "star*[x]{y}^|`~",
+        "a:b;c,d@e!$()=",
+        "...",
+        ".hidden",
+        "deep/er/and deeper/x",
+    ];
+    for name in names {
+        server.put(&format!("p/{name}"), name.to_owned());
+    }
+    let (origin, _) = connect(&source(&server, "p/"));
+    let (files, skipped) = list(&origin).await.unwrap();
+    assert_eq!(skipped, Vec::<String>::new());
+    assert_eq!(files.len(), names.len());
+    for name in names {
+        let file = &files[name];
+        let bytes = origin.read_range(name, &file.version, 0..file.size).await.unwrap();
+        assert_eq!(bytes, name.as_bytes(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_fetched_are_skipped_and_all_others_listed() {
+    let server = FakeS3::with_pages_of(3).await;
+    for key in ["p/a", "p/a//b", "p//lead", "p/../up", "p/./x", "p/b", "p/c\td", "p/full/", "p/marker/", "p/", "p/z"] {
+        server.put(key, if key.ends_with("full/") { "content" } else { "" });
+    }
+    for i in 0..20 {
+        server.put(&format!("p/m//{i}"), "x");
+    }
+    let (origin, _) = connect(&source(&server, "p/"));
+    let (files, mut skipped) = list(&origin).await.unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["a", "b", "marker/", "z"]);
+    skipped.retain(|k| !k.starts_with("m//"));
+    skipped.sort();
+    assert_eq!(skipped, ["../up", "./x", "/lead", "a//b", "c\td", "full/"]);
+    assert_eq!(server.seen().lists, 31_u64.div_ceil(3));
+}
+
+#[tokio::test]
+async fn a_prefix_does_not_match_its_longer_sister() {
+    let server = FakeS3::start().await;
+    for key in ["demo/a", "demo2/b", "demo", "other"] {
+        server.put(key, "x");
+    }
+    let (files, _) = list(&connect(&source(&server, "demo/")).0).await.unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["a"]);
+    let (files, _) = list(&connect(&source(&server, "")).0).await.unwrap();
+    assert_eq!(files.len(), 4);
+}
+
+#[tokio::test]
+async fn globs_choose() {
+    let server = FakeS3::start().await;
+    for key in ["p/train/a", "p/train/a.tmp", "p/val/b"] {
+        server.put(key, "x");
+    }
+    let s = Source { include: vec!["train/**".into()], exclude: vec!["**/*.tmp".into()], ..source(&server, "p/") };
+    let (files, _) = list(&connect(&s).0).await.unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["train/a"]);
+}
+
+#[tokio::test]
+async fn a_changed_object_is_never_read() {
+    let server = FakeS3::start().await;
+    server.put("f", "0123456789");
+    let (origin, _) = connect(&source(&server, ""));
+    let version = list(&origin).await.unwrap().0["f"].version.clone();
+    assert_eq!(origin.read_range("f", &version, 2..5).await.unwrap(), "234");
+    // Some servers list ETags without their quotes.
+    assert_eq!(origin.read_range("f", version.trim_matches('"'), 9..10).await.unwrap(), "9");
+    server.put("f", "abcdefghij");
+    for ignore in [false, true] {
+        server.faults(|f| f.ignore_if_match = ignore);
+        let e = origin.read_range("f", &version, 2..5).await.unwrap_err();
+        assert_eq!(e.reason(), Reason::Changed, "{e}");
+        assert!(e.to_string().contains("s3://data/f"), "{e}");
+    }
+    server.delete("f");
+    assert_eq!(origin.read_range("f", &version, 2..5).await.unwrap_err().reason(), Reason::ObjectNotFound);
+}
+
+#[tokio::test]
+async fn cut_answers_go_on_where_they_broke_and_every_byte_is_counted() {
+    let server = FakeS3::start().await;
+    server.put("f", vec![7u8; 1 << 20]);
+    let (origin, received) = connect(&source(&server, ""));
+    let version = list(&origin).await.unwrap().0["f"].version.clone();
+    assert_eq!(received.objects(), 0);
+    assert!(received.listings() > 0);
+    server.faults(|f| (f.cut_gets, f.fail_gets) = (1, 1));
+    let bytes = origin.read_range("f", &version, 0..1 << 20).await.unwrap();
+    assert_eq!(bytes.len(), 1 << 20);
+    assert_eq!(received.objects(), 1 << 20);
+    assert_eq!(server.seen().gets, 3);
+}
+
+#[tokio::test]
+async fn refusals_have_a_reason_and_name_what_was_asked_for() {
+    let server = FakeS3::start().await;
+    server.put("f", "x");
+    let cases = [
+        ((403, "AccessDenied"), Reason::AccessDenied, "s3:ListBucket"),
+        ((403, "SignatureDoesNotMatch"), Reason::AccessDenied, "Secret"),
+        ((404, "NoSuchBucket"), Reason::BucketNotFound, "bucket data"),
+        ((301, "PermanentRedirect"), Reason::WrongRegion, "source.region"),
+        ((429, "SlowDown"), Reason::Throttled, "again by itself"),
+        ((400, "Strange"), Reason::OriginFailed, "400 Strange"),
+    ];
+    for (refuse, reason, text) in cases {
+        server.faults(|f| f.refuse = Some(refuse));
+        let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
+        assert_eq!(e.reason(), reason, "{e}");
+        for part in [text, "s3://data/p/", server.endpoint().as_str()] {
+            assert!(e.to_string().contains(part), "{e}");
+        }
+        assert!(!e.to_string().contains("never shown"), "{e}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_and_missing_keys_are_told_apart() {
+    let server = FakeS3::start().await;
+    let wrong = Some(Credentials::new("other", "secret", None));
+    let origin = S3::new(&source(&server, ""), wrong, None, Arc::default()).unwrap();
+    assert_eq!(list(&origin).await.unwrap_err().reason(), Reason::AccessDenied);
+    let missing = S3::new(&source(&server, ""), None, None, Arc::default()).unwrap_err();
+    assert_eq!(missing.reason(), Reason::CredentialsMissing);
+    let anonymous = Source { anonymous: true, ..source(&server, "") };
+    list(&S3::new(&anonymous, None, None, Arc::default()).unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_that_fail_say_why() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let server = FakeS3::start().await;
+    let closed = {
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", l.local_addr().unwrap())
+    };
+    let not_s3 = {
+        let l = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", l.local_addr().unwrap());
+        let app = axum::Router::new().fallback(|| async { "<html>hello" });
+        tokio::spawn(async move { axum::serve(l, app).await });
+        url
+    };
+    let cases = [
+        (closed, Reason::OriginUnreachable),
+        ("http://no-such-host.invalid:9000".to_owned(), Reason::DnsFailed),
+        (not_s3, Reason::OriginFailed),
+        // Speaks no TLS at all: not a matter of trust.
+        (server.endpoint().replace("http:", "https:"), Reason::OriginUnreachable),
+    ];
+    for (endpoint, reason) in cases {
+        let s = Source { endpoint: endpoint.clone(), path_style: true, ..source(&server, "") };
+        let e = list(&connect(&s).0).await.unwrap_err();
+        assert_eq!(e.reason(), reason, "{e}");
+        assert!(e.to_string().contains(&endpoint), "{e}");
+    }
+}

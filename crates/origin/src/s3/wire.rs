@@ -1,0 +1,219 @@
+//! Between object_store and its HTTP client: counts bytes, keeps what a failed request said, reads listing pages.
+
+use super::page;
+use bytes::Bytes;
+use http::{StatusCode, header::HeaderMap};
+use http_body_util::BodyExt as _;
+use object_store::{
+    ClientOptions,
+    client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector},
+};
+use parking_lot::Mutex;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Body bytes received from the origin, retries included.
+#[derive(Debug, Default)]
+pub struct Received {
+    objects: AtomicU64,
+    listings: AtomicU64,
+}
+
+impl Received {
+    /// Bytes of objects.
+    #[must_use]
+    pub fn objects(&self) -> u64 {
+        self.objects.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of listings.
+    #[must_use]
+    pub fn listings(&self) -> u64 {
+        self.listings.load(Ordering::Relaxed)
+    }
+
+    /// Goes on from what was counted before a restart.
+    pub fn add_objects(&self, bytes: u64) {
+        self.objects.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What the last failed attempt of one request ended with. Travels with the request, because object_store keeps its own
+/// error types to itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trace(Arc<Mutex<Option<Ending>>>);
+
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// The origin answered with an error.
+    Answer { status: StatusCode, code: String, region: Option<String> },
+    /// There was no answer, or it broke off.
+    NoAnswer(HttpErrorKind, Failing, String),
+}
+
+/// Which part of a connection failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failing {
+    Dns,
+    Tls,
+    Other,
+}
+
+impl Trace {
+    pub fn take(&self) -> Option<Ending> {
+        self.0.lock().take()
+    }
+
+    fn set(&self, ending: Ending) {
+        *self.0.lock() = Some(ending);
+    }
+
+    fn failed(&self, error: &HttpError) {
+        let (failing, text) = look(error);
+        self.set(Ending::NoAnswer(error.kind(), failing, text));
+    }
+}
+
+/// Longest answer that is held in memory whole: a page of 1000 keys of 1 KiB, escaped at its worst, with room.
+const ANSWER: usize = 16 << 20;
+
+#[derive(Debug)]
+pub(super) struct Connector {
+    received: Arc<Received>,
+}
+
+impl Connector {
+    pub fn new(received: Arc<Received>) -> Self {
+        Self { received }
+    }
+}
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let inner = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Service { inner, received: Arc::clone(&self.received) }))
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    inner: HttpClient,
+    received: Arc<Received>,
+}
+
+impl HttpService for Service {
+    // Written as async_trait would.
+    fn call<'s, 'f>(
+        &'s self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'f>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(self.exchange(request))
+    }
+}
+
+impl Service {
+    async fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let trace = request.extensions().get::<Trace>().cloned().unwrap_or_default();
+        let listing = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "list-type=2"));
+        let response = self.inner.execute(request).await.inspect_err(|e| trace.failed(e))?;
+        let status = response.status();
+        if !status.is_success() {
+            return self.refused(response, &trace).await;
+        }
+        if listing {
+            return self.page(response).await.inspect_err(|e| trace.failed(e));
+        }
+        let (parts, body) = response.into_parts();
+        let received = Arc::clone(&self.received);
+        let counted = body.map_frame(move |frame| {
+            received.add_objects(frame.data_ref().map_or(0, |d| d.len() as u64));
+            frame
+        });
+        let traced = counted.map_err(move |e| {
+            trace.failed(&e);
+            e
+        });
+        Ok(HttpResponse::from_parts(parts, object_store::client::HttpResponseBody::new(traced)))
+    }
+
+    async fn page(&self, response: HttpResponse) -> Result<HttpResponse, HttpError> {
+        let (mut parts, body) = response.into_parts();
+        let xml = self.whole(body).await?;
+        let (page, rest) = page::parse(&xml).map_err(|e| HttpError::new(HttpErrorKind::Decode, e))?;
+        parts.extensions.insert(page);
+        // They describe the body that was read here.
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        Ok(HttpResponse::from_parts(parts, rest.into()))
+    }
+
+    async fn refused(&self, response: HttpResponse, trace: &Trace) -> Result<HttpResponse, HttpError> {
+        let (parts, body) = response.into_parts();
+        let text = self.whole(body).await.unwrap_or_default();
+        trace.set(Ending::Answer { status: parts.status, code: code(&text), region: region(&parts.headers) });
+        Ok(HttpResponse::from_parts(parts, Bytes::new().into()))
+    }
+
+    async fn whole(&self, mut body: object_store::client::HttpResponseBody) -> Result<Vec<u8>, HttpError> {
+        let mut whole = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Some(data) = frame?.data_ref() {
+                self.received.listings.fetch_add(data.len() as u64, Ordering::Relaxed);
+                if whole.len() + data.len() > ANSWER {
+                    let text = format!("the answer is longer than {ANSWER} bytes");
+                    return Err(HttpError::new(HttpErrorKind::Decode, std::io::Error::other(text)));
+                }
+                whole.extend_from_slice(data);
+            }
+        }
+        Ok(whole)
+    }
+}
+
+/// `<Code>` of an S3 error; the rest of its text is left out, because it may repeat the request with its signature.
+fn code(xml: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(rename = "Code")]
+        code: String,
+    }
+    quick_xml::de::from_reader::<_, Answer>(xml).map(|a| a.code.chars().take(64).collect()).unwrap_or_default()
+}
+
+fn region(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-amz-bucket-region")?.to_str().ok().map(str::to_owned)
+}
+
+/// Follows the chain of causes down to what failed; its last text says most.
+fn look(error: &HttpError) -> (Failing, String) {
+    let mut failing = Failing::Other;
+    let mut text = error.to_string();
+    let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text = cause.to_string();
+        let tls = is_tls(cause);
+        if tls {
+            failing = Failing::Tls;
+        } else if text.starts_with("dns error") || text.contains("failed to lookup address information") {
+            failing = Failing::Dns;
+        }
+        next = cause.source();
+    }
+    (failing, text)
+}
+
+/// io::Error leaves what it wraps out of its chain of causes, also when it wraps another one.
+fn is_tls(mut cause: &(dyn std::error::Error + 'static)) -> bool {
+    while let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        cause = inner;
+    }
+    matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_)))
+}

@@ -1,0 +1,202 @@
+//! The source as the spec names it, checked and brought into one form.
+
+use crate::{Error, Reason};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+/// Where the data lives, as the user wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// `s3://bucket/prefix/`; without the last `/` the prefix is taken as a folder all the same.
+    pub uri: String,
+    /// `http[s]://host[:port]`; empty: Amazon's own.
+    pub endpoint: String,
+    /// Empty: us-east-1.
+    pub region: String,
+    /// Bucket in the path instead of in the host's name.
+    pub path_style: bool,
+    /// Globs on the path relative to the prefix, `*` does not cross `/`; empty: everything.
+    pub include: Vec<String>,
+    /// Globs; what matches one is left out.
+    pub exclude: Vec<String>,
+    /// No credentials are used.
+    pub anonymous: bool,
+}
+
+/// A checked source.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    /// `s3://bucket/prefix/`
+    pub uri: String,
+    pub bucket: String,
+    /// Empty, or ends in `/`.
+    pub prefix: String,
+    /// With the bucket in it where the style wants that; `None`: object_store knows it.
+    pub endpoint: Option<String>,
+    /// For messages.
+    pub endpoint_shown: String,
+    pub virtual_hosted: bool,
+    pub region: String,
+    pub globs: Globs,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Globs {
+    include: Option<GlobSet>,
+    exclude: GlobSet,
+}
+
+impl Globs {
+    pub fn admit(&self, path: &str) -> bool {
+        self.include.as_ref().is_none_or(|g| g.is_match(path)) && !self.exclude.is_match(path)
+    }
+
+    fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
+        let include = if include.is_empty() { None } else { Some(set("include", include)?) };
+        Ok(Self { include, exclude: set("exclude", exclude)? })
+    }
+}
+
+fn set(field: &str, globs: &[String]) -> Result<GlobSet, Error> {
+    let invalid = |e: globset::Error| invalid(format!("source.{field}: {e}; correct the glob"));
+    let mut builder = GlobSetBuilder::new();
+    for glob in globs {
+        builder.add(GlobBuilder::new(glob).literal_separator(true).backslash_escape(true).build().map_err(invalid)?);
+    }
+    builder.build().map_err(invalid)
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Reason::InvalidSource, message)
+}
+
+impl Source {
+    pub(crate) fn resolve(&self) -> Result<Resolved, Error> {
+        let uri = self.uri.as_str();
+        let rest = uri
+            .strip_prefix("s3://")
+            .ok_or_else(|| invalid(format!("source.uri {uri}: only s3://bucket/prefix/ is supported; correct the uri")))?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if !is_bucket(bucket) {
+            return Err(invalid(format!("source.uri {uri}: {bucket:?} is no bucket name; correct the uri")));
+        }
+        let prefix = if prefix.is_empty() || prefix.ends_with('/') { prefix.to_owned() } else { format!("{prefix}/") };
+        if prefix.strip_suffix('/').is_some_and(|p| p.is_empty() || !crate::s3::fetchable(p)) {
+            return Err(invalid(format!(
+                "source.uri {uri}: the prefix has an empty, '.', '..' or unprintable part; correct the uri"
+            )));
+        }
+        let (endpoint, endpoint_shown, virtual_hosted) = self.endpoint(bucket)?;
+        Ok(Resolved {
+            uri: format!("s3://{bucket}/{prefix}"),
+            bucket: bucket.to_owned(),
+            prefix,
+            endpoint,
+            endpoint_shown,
+            virtual_hosted,
+            region: if self.region.is_empty() { "us-east-1".to_owned() } else { self.region.clone() },
+            globs: Globs::new(&self.include, &self.exclude)?,
+        })
+    }
+
+    fn endpoint(&self, bucket: &str) -> Result<(Option<String>, String, bool), Error> {
+        if self.endpoint.is_empty() {
+            // A dot in the bucket's name does not fit Amazon's wildcard certificate.
+            return Ok((None, "Amazon S3".to_owned(), !self.path_style && !bucket.contains('.')));
+        }
+        let shown = self.endpoint.trim_end_matches('/').to_owned();
+        let bad = || invalid(format!("source.endpoint {}: must be http://host[:port] or https://host[:port]", self.endpoint));
+        let url: http::Uri = shown.parse().map_err(|_| bad())?;
+        let (Some(scheme @ ("http" | "https")), Some(authority)) = (url.scheme_str(), url.authority()) else {
+            return Err(bad());
+        };
+        if authority.as_str().contains('@') || url.query().is_some() {
+            return Err(bad());
+        }
+        // No name can be put before an address.
+        let host = authority.host().trim_matches(['[', ']']);
+        let virtual_hosted = !self.path_style && host.parse::<std::net::IpAddr>().is_err();
+        let path = url.path().trim_end_matches('/');
+        let endpoint = if virtual_hosted {
+            format!("{scheme}://{bucket}.{authority}{path}")
+        } else {
+            format!("{scheme}://{authority}{path}")
+        };
+        Ok((Some(endpoint), shown, virtual_hosted))
+    }
+}
+
+/// Wider than Amazon's rules (other servers allow more), narrow enough that it cannot change the URL it becomes part of.
+fn is_bucket(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(uri: &str) -> Source {
+        Source { uri: uri.into(), ..Source::default() }
+    }
+
+    #[test]
+    fn a_prefix_is_a_folder_with_or_without_its_last_slash() {
+        for uri in ["s3://b/demo", "s3://b/demo/"] {
+            let r = source(uri).resolve().unwrap();
+            assert_eq!((r.uri.as_str(), r.prefix.as_str()), ("s3://b/demo/", "demo/"));
+        }
+        for uri in ["s3://b", "s3://b/"] {
+            let r = source(uri).resolve().unwrap();
+            assert_eq!((r.uri.as_str(), r.prefix.as_str()), ("s3://b/", ""));
+        }
+    }
+
+    #[test]
+    fn sources_that_cannot_work_are_refused_with_their_text() {
+        for bad in
+            ["", "file:///etc", "s3://", "s3:///x", "s3://b/a//b/", "s3://b//", "s3://b/../x", "s3://b@evil/x", "https://b/x"]
+        {
+            let e = source(bad).resolve().unwrap_err();
+            assert_eq!(e.reason(), Reason::InvalidSource, "{bad}");
+            assert!(e.to_string().contains(bad), "{e}");
+        }
+        for bad in ["minio", "ftp://minio", "http://u:p@minio", "http://minio?x=1"] {
+            let s = Source { endpoint: bad.into(), ..source("s3://b/") };
+            assert_eq!(s.resolve().unwrap_err().reason(), Reason::InvalidSource, "{bad}");
+        }
+        let s = Source { include: vec!["a[".into()], ..source("s3://b/") };
+        assert!(s.resolve().unwrap_err().to_string().contains("source.include"));
+    }
+
+    #[test]
+    fn the_bucket_goes_where_the_style_wants_it() {
+        let of = |endpoint: &str, path_style| {
+            let r = Source { endpoint: endpoint.into(), path_style, ..source("s3://b/") }.resolve().unwrap();
+            (r.endpoint, r.virtual_hosted)
+        };
+        assert_eq!(of("https://s3.x:9000/", true), (Some("https://s3.x:9000".into()), false));
+        assert_eq!(of("https://s3.x:9000", false), (Some("https://b.s3.x:9000".into()), true));
+        assert_eq!(of("http://10.0.0.1:9000", false), (Some("http://10.0.0.1:9000".into()), false));
+        assert_eq!(of("http://[::1]:9000", false), (Some("http://[::1]:9000".into()), false));
+        assert_eq!(of("", false), (None, true));
+    }
+
+    #[test]
+    fn globs_look_at_the_relative_path_and_a_star_does_not_cross_folders() {
+        let g = Globs::new(&["train/**".into(), "*.json".into()], &["**/*.tmp".into()]).unwrap();
+        for (path, yes) in [
+            ("train/a", true),
+            ("train/a/b", true),
+            ("train/a/b.tmp", false),
+            ("x.json", true),
+            ("val/x.json", false),
+            ("trainer/a", false),
+        ] {
+            assert_eq!(g.admit(path), yes, "{path}");
+        }
+        let all = Globs::new(&[], &[]).unwrap();
+        assert!(all.admit("a/b"));
+    }
+}

@@ -1,0 +1,274 @@
+//! An S3 server inside the process: one bucket in memory, pages of any size, faults on demand, everything counted.
+//!
+//! It checks which access key signed, not the signature.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+use parking_lot::Mutex;
+use quick_xml::escape::escape;
+use std::{collections::BTreeMap, io, net::SocketAddr, ops::Bound, sync::Arc, time::Duration};
+
+/// The bucket's name.
+pub const BUCKET: &str = "data";
+/// The access key that is let in; any secret goes with it.
+pub const ACCESS_KEY: &str = "larder";
+
+/// What goes wrong; each fault holds until it is changed.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Answer every request with this status and code.
+    pub refuse: Option<(u16, &'static str)>,
+    /// Answer so many requests for objects with 500, then none.
+    pub fail_gets: u32,
+    /// Break so many bodies of objects off half-way, then none.
+    pub cut_gets: u32,
+    /// Wait before each answer with an object.
+    pub delay: Duration,
+    /// Ignore If-Match, as some servers do.
+    pub ignore_if_match: bool,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Requests for objects.
+    pub gets: u64,
+    /// Requests for pages of listings.
+    pub lists: u64,
+    /// Body bytes of objects sent.
+    pub bytes: u64,
+    /// Most requests for objects at the same time.
+    pub parallel: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    objects: BTreeMap<String, (Bytes, String)>,
+    faults: Faults,
+    seen: Seen,
+    running: u64,
+    writes: u64,
+}
+
+/// A running server; it ends when this is dropped.
+pub struct FakeS3 {
+    address: SocketAddr,
+    page: usize,
+    shared: Arc<Mutex<Shared>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for FakeS3 {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl FakeS3 {
+    /// Starts on a free port of the loopback, with pages of 1000 keys.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub async fn start() -> Self {
+        Self::with_pages_of(1000).await
+    }
+
+    /// The same with another page size.
+    ///
+    /// # Panics
+    /// When there is no port.
+    #[expect(clippy::expect_used, reason = "a test cannot go on without it")]
+    pub async fn with_pages_of(page: usize) -> Self {
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let app = Router::new().fallback(answer).with_state((Arc::clone(&shared), page));
+        let task = tokio::spawn(async move {
+            if let Err(e) = axum::serve(listener, app).await {
+                tracing::error!(error = %e, "fake S3 ended");
+            }
+        });
+        Self { address, page, shared, task }
+    }
+
+    /// `http://127.0.0.1:port`
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Keys per page.
+    #[must_use]
+    pub fn page(&self) -> usize {
+        self.page
+    }
+
+    /// Writes an object; each write gives it a new ETag.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
+        let mut s = self.shared.lock();
+        s.writes += 1;
+        let e_tag = format!("\"e{}\"", s.writes);
+        s.objects.insert(key.to_owned(), (bytes.into(), e_tag));
+    }
+
+    /// Removes an object.
+    pub fn delete(&self, key: &str) {
+        self.shared.lock().objects.remove(key);
+    }
+
+    /// Changes what goes wrong.
+    pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.shared.lock().faults);
+    }
+
+    /// What was asked so far.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.shared.lock().seen.clone()
+    }
+}
+
+async fn answer(
+    State((shared, page)): State<(Arc<Mutex<Shared>>, usize)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    if method != Method::GET {
+        return error(405, "MethodNotAllowed");
+    }
+    if let Some((status, code)) = shared.lock().faults.refuse {
+        return error(status, code);
+    }
+    let signer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    if signer.is_some_and(|s| !s.contains(&format!("Credential={ACCESS_KEY}/"))) {
+        return error(403, "InvalidAccessKeyId");
+    }
+    let path = decode(uri.path().trim_start_matches('/'));
+    let (bucket, key) = path.split_once('/').unwrap_or((&path, ""));
+    if bucket != BUCKET {
+        return error(404, "NoSuchBucket");
+    }
+    if key.is_empty() {
+        let query: BTreeMap<String, String> = uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|p| p.split_once('='))
+            .map(|(k, v)| (k.to_owned(), decode(&v.replace('+', " "))))
+            .collect();
+        return list(&shared, page, &query);
+    }
+    object(&shared, key, &headers).await
+}
+
+fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -> Response {
+    let mut s = shared.lock();
+    s.seen.lists += 1;
+    let prefix = query.get("prefix").map_or("", String::as_str);
+    let after = query.get("continuation-token").map_or(Bound::Unbounded, |t| Bound::Excluded(t.clone()));
+    let mut rest = s.objects.range((after, Bound::Unbounded)).filter(|(k, _)| k.starts_with(prefix)).peekable();
+    let mut contents = String::new();
+    let mut last = "";
+    for (key, (bytes, e_tag)) in rest.by_ref().take(page) {
+        contents.push_str(&format!(
+            "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
+            escape(key.as_str()),
+            escape(e_tag.as_str()),
+            bytes.len()
+        ));
+        last = key;
+    }
+    let token = if rest.peek().is_some() {
+        format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>", escape(last))
+    } else {
+        "<IsTruncated>false</IsTruncated>".to_owned()
+    };
+    format!(r#"<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>{token}{contents}</ListBucketResult>"#).into_response()
+}
+
+async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> Response {
+    let delay = {
+        let mut s = shared.lock();
+        s.seen.gets += 1;
+        s.running += 1;
+        s.seen.parallel = s.seen.parallel.max(s.running);
+        s.faults.delay
+    };
+    let _running = Running(Arc::clone(shared));
+    tokio::time::sleep(delay).await;
+    let mut s = shared.lock();
+    if s.faults.fail_gets > 0 {
+        s.faults.fail_gets -= 1;
+        return error(500, "InternalError");
+    }
+    let Some((bytes, e_tag)) = s.objects.get(key).cloned() else {
+        return error(404, "NoSuchKey");
+    };
+    let if_match = headers.get(header::IF_MATCH).filter(|_| !s.faults.ignore_if_match);
+    if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes()) {
+        return error(412, "PreconditionFailed");
+    }
+    let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
+    let (status, start, end) = match range.and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<usize>().ok()? + 1))) {
+        None => (StatusCode::OK, 0, bytes.len()),
+        Some((start, _)) if start >= bytes.len() => return error(416, "InvalidRange"),
+        Some((start, end)) => (StatusCode::PARTIAL_CONTENT, start, end.min(bytes.len())),
+    };
+    let mut part = bytes.slice(start..end);
+    let body = if s.faults.cut_gets > 0 {
+        s.faults.cut_gets -= 1;
+        part.truncate(part.len() / 2);
+        s.seen.bytes += part.len() as u64;
+        // The pause lets the first half out before the connection breaks.
+        let broken = stream::once(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(io::Error::other("cut off on purpose"))
+        });
+        Body::from_stream(stream::iter([Ok(part)]).chain(broken))
+    } else {
+        s.seen.bytes += part.len() as u64;
+        Body::from(part)
+    };
+    (
+        status,
+        [
+            (header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len())),
+            (header::CONTENT_LENGTH, (end - start).to_string()),
+            (header::ETAG, e_tag),
+            (header::LAST_MODIFIED, "Fri, 02 Jan 2026 03:04:05 GMT".to_owned()),
+        ],
+        body,
+    )
+        .into_response()
+}
+
+struct Running(Arc<Mutex<Shared>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
+    }
+}
+
+fn error(status: u16, code: &str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let text = format!("<Error><Code>{code}</Code><Message>no</Message><StringToSign>never shown</StringToSign></Error>");
+    (status, text).into_response()
+}
+
+fn decode(text: &str) -> String {
+    let (mut out, mut bytes) = (Vec::new(), text.bytes());
+    while let Some(b) = bytes.next() {
+        let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16)).unwrap_or(0) as u8;
+        out.push(if b == b'%' { digit(bytes.next()) << 4 | digit(bytes.next()) } else { b });
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

@@ -1,0 +1,234 @@
+//! Asks workers for ranges and catalogs.
+
+mod catalog;
+mod down;
+mod http;
+
+pub use catalog::CatalogFetchError;
+
+use crate::{MAX_RANGE, ObjectRef, Roster, RosterSource, Source};
+use ::http::StatusCode;
+use bytes::Bytes;
+use down::Down;
+use http::{Failure, Transport};
+use larder_core::names::WORKER_DATA_PORT;
+use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Waits and bounds of a client.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Data port of all workers. Default 7470.
+    pub port: u16,
+    /// Longest wait for a connection. Default 1 s.
+    pub connect: Duration,
+    /// Longest wait for the next byte of an answer. Default 10 s.
+    pub silence: Duration,
+    /// Longest time for a whole read, all attempts together. Default 60 s.
+    pub whole: Duration,
+    /// How long a node that did not answer is passed over; doubles up to 16 times this while it stays silent. Default 1 s.
+    pub down: Duration,
+    /// Idle connections kept per worker. Default 32: about what the FUSE threads and the preload of one node keep busy.
+    pub idle_per_node: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: WORKER_DATA_PORT,
+            connect: Duration::from_secs(1),
+            silence: Duration::from_secs(10),
+            whole: Duration::from_secs(60),
+            down: Duration::from_secs(1),
+            idle_per_node: 32,
+        }
+    }
+}
+
+/// Bytes of an object, and who gave them.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Exactly the range that was asked for.
+    pub bytes: Bytes,
+    /// Whether the answering worker had them on its disk.
+    pub source: Source,
+    /// Node of the worker that answered.
+    pub node: String,
+}
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The caller asked for more than one request may carry.
+    #[error("read {key}: {len} bytes in one request; ask for at most {MAX_RANGE}")]
+    TooLong {
+        /// The object.
+        key: String,
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// The object at the origin is not the one in the snapshot any more, and no worker has the old bytes.
+    #[error("read {key}: changed at the origin since the snapshot was taken ({detail}); take a new snapshot")]
+    Changed {
+        /// The object.
+        key: String,
+        /// What the worker said.
+        detail: String,
+    },
+    /// The range is not inside the object: the caller's catalog and the worker's do not agree.
+    #[error("read {key}: range {start}-{end} refused: {detail}")]
+    Range {
+        /// The object.
+        key: String,
+        /// First byte.
+        start: u64,
+        /// Behind the last byte.
+        end: u64,
+        /// What the worker said.
+        detail: String,
+    },
+    /// No member answered with the bytes in time.
+    #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
+    Exhausted {
+        /// The object.
+        key: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// The last answer of each node that was asked.
+        last: String,
+    },
+}
+
+/// Asks workers; clones share connections and what is known about nodes that are down.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    node: String,
+    options: Options,
+    transport: Transport,
+    down: Down,
+}
+
+/// Answers with an origin failure after which a round ends: more nodes asking the same broken origin help nobody.
+const ORIGIN_FAILURES: usize = 2;
+/// Other members asked for an old copy on their disk when the object changed at the origin.
+const OLD_COPY_ASKS: usize = 4;
+/// Pause between rounds, doubled from the first to the second value.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+impl Client {
+    /// A client on this node, with the default waits.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self::with_options(node, Options::default())
+    }
+
+    /// A client on this node.
+    #[must_use]
+    pub fn with_options(node: &str, options: Options) -> Self {
+        let transport = Transport::new(&options);
+        let down = Down::new(options.down);
+        Self { inner: Arc::new(Inner { node: node.to_owned(), options, transport, down }) }
+    }
+
+    /// Reads a range: the owner first, then the stand-ins in rendezvous order, again and again until the time is over.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; each names the object.
+    pub async fn read<R: RosterSource + ?Sized>(
+        &self,
+        rosters: &R,
+        object: &ObjectRef<'_>,
+        range: Range<u64>,
+    ) -> Result<Fetched, ReadError> {
+        let len = range.end.saturating_sub(range.start);
+        if len == 0 {
+            return Ok(Fetched { bytes: Bytes::new(), source: Source::Disk, node: self.inner.node.clone() });
+        }
+        if len > MAX_RANGE {
+            return Err(ReadError::TooLong { key: object.key.to_string(), len });
+        }
+        let started = Instant::now();
+        let deadline = started + self.inner.options.whole;
+        let mut last = Vec::new();
+        let mut pause = PAUSE.0;
+        loop {
+            let roster = rosters.current();
+            match tokio::time::timeout_at(deadline, self.round(&roster, object, &range, &mut last)).await {
+                Ok(Some(answer)) => return answer,
+                Ok(None) if Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                Ok(None) | Err(_) => {
+                    let last = if last.is_empty() { "the dataset has no members yet".to_owned() } else { last.join("; ") };
+                    return Err(ReadError::Exhausted { key: object.key.to_string(), waited: started.elapsed(), last });
+                }
+            }
+        }
+    }
+
+    /// One walk down the rendezvous order. `None`: nobody could, try again later.
+    async fn round(
+        &self,
+        roster: &Roster,
+        object: &ObjectRef<'_>,
+        range: &Range<u64>,
+        last: &mut Vec<String>,
+    ) -> Option<Result<Fetched, ReadError>> {
+        last.clear();
+        let (mut changed, mut old_copy_asks, mut origin_failures) = (None, 0, 0);
+        for (place, member) in roster.members.order(&object.key).into_iter().enumerate() {
+            let node = member.node.as_str();
+            let Some(ip) = roster.addresses.get(node) else {
+                last.push(format!("{node}: has no worker just now"));
+                continue;
+            };
+            let address = SocketAddr::new(*ip, self.inner.options.port);
+            if self.inner.down.is(address) {
+                last.push(format!("{node}: did not answer a moment ago"));
+                continue;
+            }
+            // Once the object is known to be changed, others are asked only for what lies on their disks.
+            let stand_in = place > 0 && changed.is_none();
+            match self.inner.transport.range(address, object, range, stand_in).await {
+                Ok((source, bytes)) => {
+                    self.inner.down.answered(address);
+                    return Some(Ok(Fetched { bytes, source, node: node.to_owned() }));
+                }
+                Err(Failure::NoAnswer(text)) => {
+                    self.inner.down.silent(address);
+                    last.push(format!("{node}: {text}"));
+                }
+                Err(Failure::Broken(text)) => last.push(format!("{node}: {text}")),
+                Err(Failure::Status(status, text)) => {
+                    self.inner.down.answered(address);
+                    last.push(format!("{node}: {text}"));
+                    let (start, end, key) = (range.start, range.end, object.key.to_string());
+                    match status {
+                        StatusCode::RANGE_NOT_SATISFIABLE => {
+                            return Some(Err(ReadError::Range { key, start, end, detail: text }));
+                        }
+                        StatusCode::CONFLICT => changed = changed.or(Some(text)),
+                        StatusCode::BAD_GATEWAY => origin_failures += 1,
+                        _ => {}
+                    }
+                }
+            }
+            if changed.is_some() {
+                old_copy_asks += 1;
+            }
+            if origin_failures >= ORIGIN_FAILURES || old_copy_asks > OLD_COPY_ASKS {
+                break;
+            }
+        }
+        changed.map(|detail| Err(ReadError::Changed { key: object.key.to_string(), detail }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! One request to one worker.
+
+use super::Options;
+use crate::{ObjectRef, SOURCE_HEADER, Source};
+use bytes::{Bytes, BytesMut};
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client as Pool, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use std::{net::SocketAddr, ops::Range, time::Duration};
+
+/// Why one worker did not give the bytes.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No connection, or no answer on it: the node is not asked for a moment.
+    NoAnswer(String),
+    /// The answer broke off.
+    Broken(String),
+    /// Another status than asked for, with the line of text that came with it.
+    Status(StatusCode, String),
+}
+
+/// Pool of kept-alive connections, one request in flight on each.
+#[derive(Debug)]
+pub(super) struct Transport {
+    pool: Pool<HttpConnector, Empty<Bytes>>,
+    silence: Duration,
+}
+
+/// Idle connections are closed after this; shorter than the server's patience, so that a reused one is seldom closed already.
+const IDLE: Duration = Duration::from_secs(30);
+/// Longest line of text taken from an error.
+const LINE: usize = 1024;
+
+impl Transport {
+    pub(super) fn new(options: &Options) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(options.connect));
+        connector.set_nodelay(true);
+        let pool = Pool::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(options.idle_per_node)
+            .build(connector);
+        Self { pool, silence: options.silence }
+    }
+
+    pub(super) async fn range(
+        &self,
+        address: SocketAddr,
+        object: &ObjectRef<'_>,
+        range: &Range<u64>,
+        stand_in: bool,
+    ) -> Result<(Source, Bytes), Failure> {
+        let uri = format!(
+            "http://{address}/v1/{}/objects/{}?snapshot={}&inode={}{}",
+            object.dataset_uid,
+            object.key,
+            object.snapshot,
+            object.inode,
+            if stand_in { "&standin=1" } else { "" },
+        );
+        let (parts, mut body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
+        let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
+        let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
+        let len = (range.end - range.start) as usize;
+        let mut bytes = BytesMut::with_capacity(len);
+        while let Some(piece) = self.next(&mut body).await? {
+            if bytes.len() + piece.len() > len {
+                return Err(Failure::Broken(format!("sent more than the {len} bytes asked for")));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        if bytes.len() < len {
+            return Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", bytes.len())));
+        }
+        Ok((source, bytes.freeze()))
+    }
+
+    pub(super) async fn get(
+        &self,
+        uri: &str,
+        range: Option<&Range<u64>>,
+        expected: StatusCode,
+    ) -> Result<(http::response::Parts, Incoming), Failure> {
+        let mut request = Request::get(uri);
+        if let Some(range) = range {
+            request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let request = request.body(Empty::new()).map_err(|e| Failure::Broken(format!("no request can be made: {e}")))?;
+        let answer = match tokio::time::timeout(self.silence, self.pool.request(request)).await {
+            Err(_) => return Err(Failure::NoAnswer(format!("silent for {:?}", self.silence))),
+            Ok(Err(e)) => return Err(Failure::NoAnswer(chain(&e))),
+            Ok(Ok(answer)) => answer,
+        };
+        let (parts, mut body) = answer.into_parts();
+        if parts.status == expected {
+            return Ok((parts, body));
+        }
+        let mut text = Vec::new();
+        while text.len() < LINE
+            && let Ok(Some(piece)) = self.next(&mut body).await
+        {
+            text.extend_from_slice(&piece[..piece.len().min(LINE - text.len())]);
+        }
+        let text = String::from_utf8_lossy(&text);
+        let line = text.lines().next().unwrap_or_default().trim();
+        Err(Failure::Status(parts.status, format!("{} {line}", parts.status.as_u16())))
+    }
+
+    /// The next piece of a body; bounded by the silence.
+    pub(super) async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
+        loop {
+            match tokio::time::timeout(self.silence, body.frame()).await {
+                Err(_) => return Err(Failure::Broken(format!("fell silent for {:?}", self.silence))),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(e))) => return Err(Failure::Broken(format!("answer broke off: {}", chain(&e)))),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(piece) = frame.into_data() {
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// hyper's own text leaves out what happened ("client error (Connect)").
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text
+}

@@ -1,0 +1,273 @@
+use super::*;
+use crate::{Body, ObjectReply, ObjectRequest, ObjectSource, Refusal};
+use futures::StreamExt as _;
+use larder_core::{
+    catalog::{Builder, Listed, digest},
+    key::ObjectKey,
+    placement::{Member, Members},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
+const SIZE: u64 = 5 << 20;
+
+fn content(range: Range<u64>) -> Vec<u8> {
+    range.map(|i| (i * 7 + (i >> 9)) as u8).collect()
+}
+
+/// How a fake worker answers.
+#[derive(Clone)]
+enum Way {
+    File,
+    Stream,
+    BreaksOff,
+    Hangs,
+    Refuses(Refusal),
+}
+
+struct Fake {
+    way: Mutex<Way>,
+    asked: Mutex<Vec<ObjectRequest>>,
+    catalog: Mutex<Vec<u8>>,
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+impl ObjectSource for Fake {
+    async fn object(&self, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
+        let range = request.range.clone();
+        self.asked.lock().push(request);
+        let way = self.way.lock().clone();
+        if range.end > SIZE {
+            return Err(Refusal::Range { size: SIZE });
+        }
+        let pieces = |n| {
+            let all = content(range.clone());
+            let half = all.len() / 2;
+            [Bytes::copy_from_slice(&all[..half]), Bytes::copy_from_slice(&all[half..])].into_iter().take(n).map(Ok)
+        };
+        let body = match way {
+            Way::File => Body::File(file_of(&content(0..SIZE))),
+            Way::Stream => Body::Stream(futures::stream::iter(pieces(2)).boxed()),
+            Way::BreaksOff => Body::Stream(futures::stream::iter(pieces(1).chain([Err(io::Error::other("disk"))])).boxed()),
+            Way::Hangs => std::future::pending().await,
+            Way::Refuses(refusal) => return Err(refusal),
+        };
+        Ok(ObjectReply { source: Source::Origin, size: SIZE, body })
+    }
+
+    async fn catalog(&self, _: &str, digest: &str) -> Result<File, Refusal> {
+        let catalog = self.catalog.lock();
+        if catalog.is_empty() { Err(Refusal::NotFound(format!("no snapshot {digest}"))) } else { Ok(file_of(&catalog)) }
+    }
+}
+
+/// Three workers on one port of three addresses of the loopback.
+struct Cluster {
+    client: Client,
+    roster: Roster,
+    workers: BTreeMap<String, (Arc<Fake>, CancellationToken)>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let ip = |n: u8| IpAddr::V4(Ipv4Addr::new(127, 0, 0, n + 2));
+        let first = TcpListener::bind((ip(0), 0)).await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let mut listeners = vec![first];
+        for n in 1..3 {
+            listeners.push(TcpListener::bind((ip(n), port)).await.unwrap());
+        }
+        let (mut roster, mut workers) = (Roster::default(), BTreeMap::new());
+        for (n, listener) in (0..).zip(listeners) {
+            let node = format!("gpu-{n}");
+            let fake = Fake { way: Mutex::new(Way::File), asked: Mutex::default(), catalog: Mutex::default() };
+            let (fake, stop) = (Arc::new(fake), CancellationToken::new());
+            tokio::spawn(crate::serve(listener, Arc::clone(&fake), stop.clone()));
+            roster.members.members.push(Member { node: node.clone(), weight: 1, leaving: false });
+            roster.addresses.insert(node.clone(), ip(n));
+            workers.insert(node, (fake, stop));
+        }
+        let options = Options {
+            port,
+            silence: Duration::from_millis(300),
+            whole: Duration::from_secs(3),
+            down: Duration::from_millis(500),
+            ..Options::default()
+        };
+        Self { client: Client::with_options("gpu-1", options), roster, workers }
+    }
+
+    fn way(&self, node: &str, way: Way) {
+        *self.workers[node].0.way.lock() = way;
+    }
+
+    fn asked(&self, node: &str) -> Vec<ObjectRequest> {
+        std::mem::take(&mut self.workers[node].0.asked.lock())
+    }
+
+    /// Nodes in the order in which they are asked for the object.
+    fn order(&self) -> Vec<String> {
+        self.roster.members.order(&key()).into_iter().map(|m| m.node.clone()).collect()
+    }
+
+    async fn read(&self, range: Range<u64>) -> Result<Fetched, ReadError> {
+        let object = ObjectRef { dataset_uid: UID, snapshot: "5nap", inode: 7, key: key() };
+        self.client.read(&self.roster, &object, range).await
+    }
+}
+
+fn key() -> ObjectKey {
+    ObjectKey::new("s3://b/", "p", "v", SIZE)
+}
+
+#[tokio::test]
+async fn the_owner_gives_exactly_the_range_from_a_file_or_a_stream() {
+    let cluster = Cluster::start().await;
+    let owner = &cluster.order()[0];
+    for way in [Way::File, Way::Stream] {
+        cluster.way(owner, way);
+        for range in [0..1, 0..SIZE, SIZE - 1..SIZE, 1_000_000..3_500_001] {
+            let got = cluster.read(range.clone()).await.unwrap();
+            assert!(got.bytes == content(range.clone()), "{range:?}");
+            assert_eq!((got.source, &got.node), (Source::Origin, owner));
+        }
+    }
+    let asked = cluster.asked(owner);
+    assert_eq!(asked.len(), 8);
+    assert_eq!((asked[0].dataset_uid.as_str(), asked[0].snapshot.as_str()), (UID, "5nap"));
+    assert_eq!((asked[0].inode, asked[0].key, asked[0].stand_in), (7, key(), false));
+    assert!(cluster.read(5..5).await.unwrap().bytes.is_empty());
+    assert!(cluster.asked(owner).is_empty());
+}
+
+#[tokio::test]
+async fn a_dead_owner_is_stood_in_for_and_not_asked_again_for_a_moment() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.workers[&order[0]].1.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for _ in 0..3 {
+        let got = cluster.read(3..9).await.unwrap();
+        assert_eq!((got.node.as_str(), &got.bytes[..]), (order[1].as_str(), &content(3..9)[..]));
+    }
+    assert!(cluster.asked(&order[1]).iter().all(|r| r.stand_in));
+    assert_eq!(cluster.asked(&order[2]).len(), 0);
+}
+
+#[tokio::test]
+async fn a_hanging_owner_costs_its_silence_once() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Hangs);
+    let started = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(cluster.read(0..9).await.unwrap().node, order[1]);
+    }
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    cluster.way(&order[0], Way::File);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[0]);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_never_passed_on() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::BreaksOff);
+    cluster.way(&order[1], Way::Refuses(Refusal::Unavailable("disk full".into())));
+    let got = cluster.read(0..2_000_000).await.unwrap();
+    assert!(got.node == order[2] && got.bytes == content(0..2_000_000));
+}
+
+#[tokio::test]
+async fn a_range_outside_of_the_object_is_an_error_at_once() {
+    let cluster = Cluster::start().await;
+    let e = cluster.read(SIZE - 1..SIZE + 1).await.unwrap_err();
+    assert!(matches!(&e, ReadError::Range { detail, .. } if detail.contains(&SIZE.to_string())), "{e}");
+    let e = cluster.read(0..MAX_RANGE + 1).await.unwrap_err();
+    assert!(matches!(e, ReadError::TooLong { .. }), "{e}");
+}
+
+#[tokio::test]
+async fn a_changed_object_is_read_only_from_disks_that_have_the_old_one() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Refuses(Refusal::Changed("etag".into())));
+    cluster.way(&order[1], Way::Refuses(Refusal::NotFound("not the owner".into())));
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[2]);
+    assert!(cluster.asked(&order[2]).iter().all(|r| !r.stand_in));
+    cluster.way(&order[2], Way::Refuses(Refusal::NotFound("not the owner".into())));
+    let e = cluster.read(0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::Changed { detail, .. } if detail.contains("etag")), "{e}");
+}
+
+#[tokio::test]
+async fn a_broken_origin_is_asked_through_two_workers_a_round_and_the_time_is_bounded() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    for node in &order {
+        cluster.way(node, Way::Refuses(Refusal::Origin("origin is\ndown".into())));
+    }
+    let started = Instant::now();
+    let e = cluster.read(0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::Exhausted { last, .. } if last.contains("502 origin is down")), "{e}");
+    assert!(started.elapsed() < Duration::from_millis(3500));
+    assert!(cluster.asked(&order[0]).len() > 2);
+    assert_eq!(cluster.asked(&order[2]).len(), 0);
+}
+
+#[tokio::test]
+async fn a_read_finds_a_worker_that_came_back_elsewhere() {
+    let cluster = Cluster::start().await;
+    let good = Arc::new(cluster.roster.clone());
+    let empty = Arc::new(Roster { members: good.members.clone(), addresses: BTreeMap::new() });
+    let asked = std::sync::atomic::AtomicU32::new(0);
+    let rosters = || {
+        let late = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 1;
+        Arc::clone(if late { &good } else { &empty })
+    };
+    let object = ObjectRef { dataset_uid: UID, snapshot: "5nap", inode: 7, key: key() };
+    assert_eq!(cluster.client.read(&rosters, &object, 0..9).await.unwrap().bytes, content(0..9));
+}
+
+#[tokio::test]
+async fn a_catalog_is_taken_from_whoever_has_the_right_one() {
+    let cluster = Cluster::start().await;
+    let catalog = |path: &str| {
+        let mut b = Builder::new("s3://b/");
+        b.push(Listed { path: path.into(), size: 1, mtime_ns: 0, version: "v".into() });
+        b.finish().0
+    };
+    let (right, wrong) = (catalog("right"), catalog("wrong"));
+    let dir = tempfile::tempdir().unwrap();
+    let name = digest(&right);
+    let into = dir.path().join(&name);
+    let files = || std::fs::read_dir(dir.path()).unwrap().count();
+
+    *cluster.workers["gpu-1"].0.catalog.lock() = wrong;
+    // Members are not needed: a snapshot spreads before there are any.
+    let roster = Roster { members: Members::default(), ..cluster.roster.clone() };
+    let e = cluster.client.catalog(&roster, UID, &name, &into).await.unwrap_err().to_string();
+    assert!(e.contains("gpu-1: sent a catalog with another digest") && e.contains("gpu-0: 404"), "{e}");
+    assert_eq!(files(), 0);
+
+    *cluster.workers["gpu-0"].0.catalog.lock() = right.clone();
+    cluster.client.catalog(&roster, UID, &name, &into).await.unwrap();
+    assert_eq!(std::fs::read(&into).unwrap(), right);
+    assert_eq!(files(), 1);
+    let missing = dir.path().join("no").join(&name);
+    assert!(matches!(cluster.client.catalog(&roster, UID, &name, &missing).await, Err(CatalogFetchError::Disk { .. })));
+}

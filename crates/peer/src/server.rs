@@ -1,0 +1,223 @@
+//! Answers range and catalog requests from what an [`ObjectSource`] has.
+
+mod body;
+mod range;
+
+use crate::{MAX_RANGE, SOURCE_HEADER, Source};
+use axum::{
+    Router,
+    extract::{Path, Query, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use http::{HeaderMap, StatusCode, header};
+use larder_core::{key::ObjectKey, names::is_digest};
+use std::{fs::File, future::Future, io, ops::Range, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// What the server answers from: the worker.
+pub trait ObjectSource: Send + Sync + 'static {
+    /// The bytes of a range of an object. `request.range` is not empty and not longer than [`MAX_RANGE`]; that it lies
+    /// inside the object MUST be checked here, against the catalog.
+    fn object(&self, request: ObjectRequest) -> impl Future<Output = Result<ObjectReply, Refusal>> + Send;
+
+    /// The verified catalog file of a snapshot. `digest` is 64 hex digits.
+    fn catalog(&self, dataset_uid: &str, digest: &str) -> impl Future<Output = Result<File, Refusal>> + Send;
+}
+
+/// What a peer asks for.
+#[derive(Clone, Debug)]
+pub struct ObjectRequest {
+    /// UID of the dataset, as it came.
+    pub dataset_uid: String,
+    /// Digest of the snapshot.
+    pub snapshot: String,
+    /// Inode number: position in the catalog + 1.
+    pub inode: u64,
+    /// Name of the content.
+    pub key: ObjectKey,
+    /// Bytes of the object.
+    pub range: Range<u64>,
+    /// The owner did not answer: fetch from the origin in its place.
+    pub stand_in: bool,
+}
+
+/// The answer: exactly the bytes of the range.
+#[derive(Debug)]
+pub struct ObjectReply {
+    /// Where they came from.
+    pub source: Source,
+    /// Bytes of the whole object.
+    pub size: u64,
+    /// The bytes.
+    pub body: Body,
+}
+
+/// Bytes in the form in which they are at hand.
+pub enum Body {
+    /// In memory.
+    Bytes(Bytes),
+    /// In a file, at the same offsets as in the object.
+    File(File),
+    /// Piece by piece; an error breaks the connection off, which the client notices.
+    Stream(BoxStream<'static, io::Result<Bytes>>),
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bytes(_) => "Bytes",
+            Self::File(_) => "File",
+            Self::Stream(_) => "Stream",
+        })
+    }
+}
+
+/// Why an answer is not given; the text is one line for people and goes to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Unknown dataset, snapshot or key; or not the owner and not on its disk.
+    #[error("{0}")]
+    NotFound(String),
+    /// The object changed at the origin.
+    #[error("{0}")]
+    Changed(String),
+    /// Not inside the object.
+    #[error("the object has {size} bytes")]
+    Range {
+        /// Bytes of the object.
+        size: u64,
+    },
+    /// The origin did not give the bytes.
+    #[error("{0}")]
+    Origin(String),
+    /// Not configured, or the own disk is full or broken.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Refusal {
+    /// The HTTP status that says it.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::NotFound(_) => 404,
+            Self::Changed(_) => 409,
+            Self::Range { .. } => 416,
+            Self::Origin(_) => 502,
+            Self::Unavailable(_) => 503,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, one_line(&self.to_string())).into_response()
+    }
+}
+
+fn one_line(text: &str) -> String {
+    format!("{}\n", text.replace(['\n', '\r'], " "))
+}
+
+/// The routes of the data port.
+pub fn router<S: ObjectSource>(source: Arc<S>) -> Router {
+    Router::new()
+        .route("/v1/{dataset}/objects/{key}", get(object::<S>))
+        .route("/v1/{dataset}/catalogs/{digest}", get(catalog::<S>))
+        .with_state(source)
+}
+
+#[derive(serde::Deserialize)]
+struct ObjectQuery {
+    snapshot: String,
+    inode: u64,
+    #[serde(default)]
+    standin: u8,
+}
+
+async fn object<S: ObjectSource>(
+    State(source): State<Arc<S>>,
+    Path((dataset_uid, key)): Path<(String, String)>,
+    Query(query): Query<ObjectQuery>,
+    headers: HeaderMap,
+) -> Response {
+    let Some(key) = ObjectKey::from_hex(&key) else {
+        return bad("object keys are 64 lower-case hex digits");
+    };
+    let range = match range::parse(headers.get(header::RANGE)) {
+        Ok(range) => range,
+        Err(text) => return bad(text),
+    };
+    let len = range.end - range.start;
+    if len > MAX_RANGE {
+        return (StatusCode::RANGE_NOT_SATISFIABLE, format!("ask for at most {MAX_RANGE} bytes\n")).into_response();
+    }
+    let ObjectQuery { snapshot, inode, standin } = query;
+    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in: standin == 1 };
+    match source.object(request).await {
+        Err(refusal) => refusal.into_response(),
+        Ok(reply) => (
+            StatusCode::PARTIAL_CONTENT,
+            [
+                (header::CONTENT_RANGE, format!("bytes {}-{}/{}", range.start, range.end - 1, reply.size)),
+                (header::CONTENT_LENGTH, len.to_string()),
+                (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            ],
+            [(SOURCE_HEADER, reply.source.as_str())],
+            body::of(reply.body, range),
+        )
+            .into_response(),
+    }
+}
+
+async fn catalog<S: ObjectSource>(
+    State(source): State<Arc<S>>,
+    Path((dataset_uid, digest)): Path<(String, String)>,
+) -> Response {
+    if !is_digest(&digest) {
+        return bad("digests are 64 lower-case hex digits");
+    }
+    let file = match source.catalog(&dataset_uid, &digest).await {
+        Ok(file) => file,
+        Err(refusal) => return refusal.into_response(),
+    };
+    match file.metadata() {
+        Ok(meta) => {
+            ([(header::CONTENT_LENGTH, meta.len().to_string())], body::of(Body::File(file), 0..meta.len())).into_response()
+        }
+        Err(e) => Refusal::Unavailable(format!("read catalog {digest}: {e}")).into_response(),
+    }
+}
+
+fn bad(text: &str) -> Response {
+    (StatusCode::BAD_REQUEST, one_line(text)).into_response()
+}
+
+/// How long answers may still run after the shutdown began.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Serves the data port until the shutdown, then lets running answers end for a few seconds.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve<S: ObjectSource>(
+    listener: tokio::net::TcpListener,
+    source: Arc<S>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    use axum::serve::ListenerExt as _;
+    let listener = listener.tap_io(|tcp| {
+        if let Err(e) = tcp.set_nodelay(true) {
+            tracing::debug!(error = %e, "set TCP_NODELAY");
+        }
+    });
+    let graceful = axum::serve(listener, router(source)).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    tokio::select! {
+        ended = graceful.into_future() => ended,
+        () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
+    }
+}

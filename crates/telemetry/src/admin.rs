@@ -1,0 +1,72 @@
+//! The admin server of a daemon: `/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (OpenMetrics text).
+
+use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use prometheus_client::registry::Registry;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+/// Is the daemon ready? Shared between its parts; starts as "no".
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<AtomicBool>);
+
+impl Health {
+    /// Says whether the daemon can do its work now.
+    pub fn set_ready(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+    /// Can it?
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Why there is no admin server.
+#[derive(Debug, thiserror::Error)]
+#[error("serve admin endpoints on {addr}: {source}")]
+pub struct AdminError {
+    addr: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve_admin(
+    addr: SocketAddr,
+    health: Health,
+    registry: Registry,
+    shutdown: CancellationToken,
+) -> Result<(), AdminError> {
+    let wrap = |source| AdminError { addr, source };
+    let listener = tokio::net::TcpListener::bind(addr).await.map_err(wrap)?;
+    axum::serve(listener, router(health, registry)).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(wrap)
+}
+
+fn router(health: Health, registry: Registry) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(health)
+        .route("/metrics", get(metrics).with_state(Arc::new(registry)))
+}
+
+async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
+    if health.is_ready() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
+    let mut text = String::new();
+    let status = match prometheus_client::encoding::text::encode(&mut text, &registry) {
+        Ok(()) => StatusCode::OK,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}

@@ -1,0 +1,47 @@
+//! What every daemon does before and beside its own work: logs, the TLS provider, health and metrics, shutdown.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+
+pub use admin::{Health, serve_admin};
+
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+/// Sets up logs (JSON lines on stderr; `filter` as in `tracing_subscriber::EnvFilter`, RUST_LOG wins) and the process-wide TLS
+/// provider, without which rustls panics at its first use when more than one is compiled in.
+pub fn init(filter: &str) {
+    // A second call (tests) finds them set; that is fine.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_span_events(FmtSpan::NONE)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+/// A token that is cancelled by SIGTERM or SIGINT.
+///
+/// # Errors
+/// When no signal handler can be installed.
+pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("shutting down");
+        cancel.cancel();
+    });
+    Ok(token)
+}
+
+/// Version of this build; LARDER_VERSION at build time says more, such as the commit.
+pub const VERSION: &str = match option_env!("LARDER_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};

@@ -1,0 +1,78 @@
+//! What the worker does by itself. Each job pursues one goal that it reads from the orders; when the goal changes, the job drops
+//! what it does and begins anew. A job that failed tries again with a growing pause; none ever ends the process.
+
+pub(crate) mod listing;
+pub(crate) mod preload;
+pub(crate) mod snapshot;
+
+use crate::{connection, orders::Orders, report::folder_problem, worker::Worker};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// Between saves of the counters; a crash loses at most what was counted since.
+const SAVE: Duration = Duration::from_secs(5);
+
+/// Starts all jobs; they end when the dataset is erased or the worker's tasks are aborted.
+pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut spawn = |job: futures::future::BoxFuture<'static, ()>| {
+        let erased = worker.erased.clone();
+        let job = async move {
+            tokio::select! {
+                () = erased.cancelled() => {}
+                () = job => {}
+            }
+        };
+        tasks.spawn(worker.jobs.track_future(job));
+    };
+    spawn(Box::pin(connection::run(Arc::clone(worker))));
+    spawn(Box::pin(listing::run(Arc::clone(worker))));
+    spawn(Box::pin(snapshot::run(Arc::clone(worker))));
+    spawn(Box::pin(snapshot::run_wanted(Arc::clone(worker))));
+    spawn(Box::pin(preload::run(Arc::clone(worker))));
+    spawn(Box::pin(save(Arc::clone(worker))));
+    tasks
+}
+
+/// Keeps counters on the disk and in the metrics.
+async fn save(worker: Arc<Worker>) {
+    loop {
+        tokio::time::sleep(SAVE).await;
+        let usage = worker.cache.usage();
+        worker.metrics.cached_bytes.set(usage.bytes.cast_signed());
+        worker.metrics.cached_files.set(usage.files.cast_signed());
+        let origin = worker.received.objects();
+        worker.metrics.origin_bytes.inc_by(origin.saturating_sub(worker.metrics.origin_bytes.get()));
+        if worker.state.lock().origin_bytes != origin
+            && let Err(e) = worker.save_state().await
+        {
+            let p = folder_problem(&e);
+            tracing::warn!(reason = p.reason, message = p.message, "counters are not saved");
+        }
+    }
+}
+
+/// Waits until the orders mean another goal; never if there will be no more orders.
+async fn goal_changed<G: PartialEq>(
+    orders: &mut watch::Receiver<Option<Arc<Orders>>>,
+    of: impl Fn(&Orders) -> Option<G>,
+    goal: &Option<G>,
+) {
+    if orders.wait_for(|o| o.as_deref().and_then(&of) != *goal).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Pauses between attempts: doubled from 1 s to 30 s.
+struct Pause(Duration);
+
+impl Pause {
+    fn new() -> Self {
+        Self(Duration::from_secs(1))
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(30));
+    }
+}

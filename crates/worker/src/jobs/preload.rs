@@ -1,0 +1,269 @@
+//! Fetches this worker's share of a snapshot: the files that this node owns.
+
+use super::{Pause, goal_changed};
+use crate::{
+    catalogs::Open,
+    objects::fetcher,
+    orders::{Orders, Source},
+    report::{Progress, cache_problem, folder_problem, origin_problem, problem, reasons},
+    worker::{Located, Worker, locate},
+};
+use futures::StreamExt as _;
+use larder_cache::ReadError;
+use larder_core::{catalog::CatalogError, placement::Members};
+use larder_proto::control::v1::{Phase, Problem};
+use parking_lot::Mutex;
+use std::{
+    collections::HashSet,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Files fetched at the same time: small ones wait for the origin, not for bytes, and need many.
+const FILES: usize = 32;
+/// Chunks of one file at the same time; what is in flight altogether is the cache's bound.
+const CHUNKS: usize = 8;
+/// Files looked up ahead.
+const AHEAD: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Goal {
+    snapshot: String,
+    source: Source,
+    quota: u64,
+    retry: u64,
+}
+
+fn goal(orders: &Orders) -> Option<Goal> {
+    let Orders { snapshot, source, retry, quota_bytes, preload, .. } = orders;
+    (*preload && !snapshot.is_empty()).then(|| Goal {
+        snapshot: snapshot.clone(),
+        source: source.clone(),
+        quota: *quota_bytes,
+        retry: *retry,
+    })
+}
+
+/// Fetches the share of the orders' snapshot; anew when the orders or the members change.
+pub(crate) async fn run(worker: Arc<Worker>) {
+    let mut orders = worker.orders.subscribe();
+    let mut roster = worker.roster.clone();
+    loop {
+        let wanted = orders.borrow_and_update().as_deref().and_then(goal);
+        let members = roster.borrow_and_update().members.clone();
+        let members_changed = async {
+            if roster.wait_for(|r| r.members.members != members.members).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = goal_changed(&mut orders, goal, &wanted) => {}
+            () = members_changed => {}
+            () = pursue(&worker, wanted.as_ref(), &members) => {}
+        }
+    }
+}
+
+/// Never ends.
+async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
+    let Some(goal) = goal else {
+        worker.report.set_preload(None);
+        return std::future::pending().await;
+    };
+    let progress = Progress::new(&goal.snapshot);
+    worker.report.set_preload(Some(Arc::clone(&progress)));
+    let catalog = worker.catalogs.wait(&goal.snapshot).await;
+    if members.members.is_empty() {
+        // Nobody owns anything yet.
+        return std::future::pending().await;
+    }
+    let share = Share { worker: Arc::clone(worker), catalog, members: members.clone() };
+    let mut pause = Pause::new();
+    let mut made_room = false;
+    // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
+    let mut progress = progress;
+    loop {
+        match attempt(&share, &progress, &goal.source).await {
+            Ok(()) => {
+                progress.end(Phase::Succeeded, None);
+                return std::future::pending().await;
+            }
+            Err(p) => {
+                let full = [reasons::QUOTA_EXCEEDED, reasons::DISK_FULL].contains(&p.reason.as_str());
+                if full && !made_room {
+                    made_room = true;
+                    match share.make_room().await {
+                        Ok(0) => {}
+                        Ok(files) => {
+                            tracing::info!(
+                                files,
+                                "removed files that are not in this node's share of the snapshot, for those that are"
+                            );
+                            continue;
+                        }
+                        Err(e) => tracing::warn!(reason = e.reason, message = e.message, "make room for the share"),
+                    }
+                }
+                progress.end(Phase::Failed, Some(p));
+            }
+        }
+        pause.wait().await;
+        progress = share.count_again(&progress);
+    }
+}
+
+/// All files once. The first problem, if any file is still missing afterwards.
+async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Result<(), Problem> {
+    share.measure(progress).await?;
+    if progress.files_done.load(Relaxed) == progress.files_total.load(Relaxed) {
+        return Ok(());
+    }
+    let held_up = |p| progress.end(Phase::Failed, Some(p));
+    share.worker.connections.exactly_or(source, &share.worker.report, held_up).await;
+    let (send, missing) = mpsc::channel(AHEAD);
+    let scan = share.each_missing(send);
+    let problem: Mutex<Option<Problem>> = Mutex::new(None);
+    let failed = AtomicU64::new(0);
+    ReceiverStream::new(missing)
+        .for_each_concurrent(FILES, |at| {
+            let (problem, failed) = (&problem, &failed);
+            async move {
+                if let Err(p) = fetch(&share.worker, &at, progress).await {
+                    problem.lock().get_or_insert(p);
+                    failed.fetch_add(1, Relaxed);
+                }
+            }
+        })
+        .await;
+    let scanned = scan.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+    progress.files_failed.store(failed.load(Relaxed), Relaxed);
+    scanned.map_err(|e| unusable(share, &e))?;
+    problem.into_inner().map_or(Ok(()), Err)
+}
+
+async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), Problem> {
+    let counted = Arc::new(AtomicU64::new(0));
+    let (inner, progress_of_chunks, counted_chunks) = (fetcher(worker, at), Arc::clone(progress), Arc::clone(&counted));
+    let counting = move |range: std::ops::Range<u64>| {
+        let (fetch, progress, counted) = (inner(range), Arc::clone(&progress_of_chunks), Arc::clone(&counted_chunks));
+        async move {
+            let bytes = fetch.await?;
+            progress.bytes_done.fetch_add(bytes.len() as u64, Relaxed);
+            counted.fetch_add(bytes.len() as u64, Relaxed);
+            Ok(bytes)
+        }
+    };
+    let filled = worker.cache.fill(&at.key, at.size, CHUNKS, counting).await;
+    // Chunks that readers had fetched count as well; those of a file that failed do not.
+    let counted = counted.load(Relaxed);
+    match filled {
+        Ok(()) => {
+            progress.bytes_done.fetch_add(at.size.saturating_sub(counted), Relaxed);
+            progress.files_done.fetch_add(1, Relaxed);
+            Ok(())
+        }
+        Err(e) => {
+            progress.bytes_done.fetch_sub(counted, Relaxed);
+            Err(match e {
+                ReadError::Cache(e) => cache_problem(&e),
+                ReadError::Fetch(e) => origin_problem(&e),
+                e @ ReadError::Length { .. } => problem("OriginFailed", format!("read {}{}: {e}", at.origin, at.path)),
+            })
+        }
+    }
+}
+
+fn unusable(share: &Share, e: &CatalogError) -> Problem {
+    folder_problem(&crate::folder::FolderError::Disk {
+        action: "read catalog in",
+        path: share.worker.folder.catalogs(),
+        source: std::io::Error::other(e.to_string()),
+    })
+}
+
+/// The files of a snapshot that this node owns.
+#[derive(Clone)]
+struct Share {
+    worker: Arc<Worker>,
+    catalog: Open,
+    members: Members,
+}
+
+impl Share {
+    /// Walks the share until told to stop. Blocks.
+    fn walk(&self, mut each: impl FnMut(Located) -> ControlFlow<()>) -> Result<(), CatalogError> {
+        for index in self.catalog.file_indices()? {
+            let Some(at) = locate(&self.catalog, index?)? else { continue };
+            let owned = self.members.owner(&at.key).is_some_and(|owner| owner.node == self.worker.node);
+            if owned && each(at).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the share, and what of it is here.
+    async fn measure(&self, progress: &Arc<Progress>) -> Result<(), Problem> {
+        let (share, counted) = (self.clone(), Arc::clone(progress));
+        let measured = tokio::task::spawn_blocking(move || {
+            let (mut files, mut bytes, mut files_here, mut bytes_here) = (0, 0, 0, 0);
+            let walked = share.walk(|at| {
+                files += 1;
+                bytes += at.size;
+                if share.worker.cache.contains(&at.key) {
+                    files_here += 1;
+                    bytes_here += at.size;
+                }
+                ControlFlow::Continue(())
+            });
+            counted.files_total.store(files, Relaxed);
+            counted.bytes_total.store(bytes, Relaxed);
+            counted.files_done.store(files_here, Relaxed);
+            counted.bytes_done.store(bytes_here, Relaxed);
+            walked
+        });
+        measured.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))
+    }
+
+    /// Sends what is not here yet, as fast as it is taken; stops when nobody takes it any more.
+    fn each_missing(&self, send: mpsc::Sender<Located>) -> tokio::task::JoinHandle<Result<(), CatalogError>> {
+        let share = self.clone();
+        tokio::task::spawn_blocking(move || {
+            share.walk(|at| {
+                if share.worker.cache.contains(&at.key) || send.blocking_send(at).is_ok() {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })
+        })
+    }
+
+    /// Removes complete files that are not in the share: of older snapshots, and copies made as a stand-in.
+    async fn make_room(&self) -> Result<u64, Problem> {
+        let share = self.clone();
+        let keys = tokio::task::spawn_blocking(move || {
+            let mut keys = HashSet::new();
+            share.walk(|at| {
+                keys.insert(at.key);
+                ControlFlow::Continue(())
+            })?;
+            Ok(keys)
+        });
+        let keys = keys.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))?;
+        self.worker.cache.retain(|key| keys.contains(key)).await.map_err(|e| cache_problem(&e))
+    }
+
+    /// A fresh count that keeps saying what the last one ended with, until it ends itself.
+    fn count_again(&self, last: &Progress) -> Arc<Progress> {
+        let progress = last.again();
+        self.worker.report.set_preload(Some(Arc::clone(&progress)));
+        progress
+    }
+}

@@ -1,0 +1,207 @@
+//! The worker daemon: owns a share of one dataset on one node.
+//!
+//! ```text
+//! operator ─gRPC─► orders (config.json) ─► connection ─► listing  ─► catalogs/<digest>, state.json
+//!                                             │      └─► snapshot ◄─ catalogs of other workers
+//!                                             │      └─► preload  ─► cache ─► data/
+//! peers, mounters ─HTTP─► objects ─► cache ◄──┴─ origin
+//! mounter of this node ─unix socket─► descriptors of complete files
+//! ```
+//!
+//! Owns everything in `<tier>/larder/<dataset uid>` and holds a lock on it. Orders come from the operator, are stored, and
+//! stay in force without it. All jobs compare what is with what is ordered, so a restart at any instant goes on where the disk
+//! says: complete files and verified catalogs are kept, the rest is fetched again. While the process is dead, its share is read
+//! from the origin through the next workers in rendezvous order.
+#![forbid(unsafe_code)]
+
+mod catalogs;
+mod connection;
+mod control;
+mod folder;
+mod jobs;
+mod local;
+pub mod metrics;
+mod objects;
+mod orders;
+mod report;
+mod worker;
+
+use anyhow::Context as _;
+use connection::Mounted;
+use larder_cache::Floor;
+use larder_core::names;
+use larder_fuse::fdpass::Listener;
+use larder_peer::Roster;
+use larder_proto::control::v1::worker_server::WorkerServer;
+use larder_telemetry::Health;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use worker::{Settings, Worker};
+
+/// Flags of `larder worker`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of the Node this runs on
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Namespace of the member list: that of the operator and all workers
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// UID of the CacheDataset
+    #[arg(long, env = "LARDER_DATASET_UID", value_parser = dataset_uid)]
+    pub dataset_uid: String,
+    /// Folder of the dataset on a tier; the folder above it must be there
+    #[arg(long, env = "LARDER_DIR")]
+    pub dir: PathBuf,
+    /// Folder of the sockets; the worker's lies in its folder `worker`
+    #[arg(long, env = "LARDER_RUN_DIR", default_value = names::RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// Where the Secret with the credentials is mounted
+    #[arg(long, env = "LARDER_CREDENTIALS_DIR", default_value = "/etc/larder/credentials")]
+    pub credentials_dir: PathBuf,
+    /// Where the ConfigMap with ca.crt is mounted
+    #[arg(long, env = "LARDER_CA_DIR", default_value = "/etc/larder/ca")]
+    pub ca_dir: PathBuf,
+    /// Address of the data port
+    #[arg(long, env = "LARDER_DATA_ADDR", default_value_t = any(names::WORKER_DATA_PORT))]
+    pub data_addr: SocketAddr,
+    /// Address of the control port
+    #[arg(long, env = "LARDER_CONTROL_ADDR", default_value_t = any(names::WORKER_CONTROL_PORT))]
+    pub control_addr: SocketAddr,
+    /// Address of health and metrics
+    #[arg(long, env = "LARDER_ADMIN_ADDR", default_value_t = any(names::WORKER_ADMIN_PORT))]
+    pub admin_addr: SocketAddr,
+    /// Percent of the disk that stays free
+    #[arg(long, env = "LARDER_DISK_FLOOR_PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub disk_floor_percent: u8,
+    /// Bytes of the disk that stay free at least (10 GiB)
+    #[arg(long, env = "LARDER_DISK_FLOOR_BYTES", default_value_t = 10 << 30)]
+    pub disk_floor_bytes: u64,
+    /// Bytes in flight from the origin at the same time (64 MiB)
+    #[arg(long, env = "LARDER_IN_FLIGHT_BYTES", default_value_t = 64 << 20)]
+    pub in_flight_bytes: u64,
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+}
+
+fn dataset_uid(text: &str) -> Result<String, String> {
+    if names::is_uid(text) { Ok(text.to_owned()) } else { Err("is no UID of a Kubernetes object".to_owned()) }
+}
+
+/// The mounter and root may ask for descriptors; who it is, is checked by the kernel's word, so the file mode may be open.
+const SOCKET_MODE: u32 = 0o666;
+/// Longest wait for answers to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(6);
+
+/// Runs the worker until the shutdown.
+///
+/// # Errors
+/// A folder, socket or port that cannot be had. What goes wrong later is told in Status and tried again.
+pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let health = Health::default();
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry);
+    // First of all: taking over a large folder takes long, and the process is alive meanwhile.
+    let admin = tokio::spawn(larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone()));
+
+    let client = kube::Client::try_default().await.context("find the API server")?;
+    let members = larder_members::Watch::start(client, &args.namespace, Some(&args.dataset_uid));
+    let (roster_tx, roster) = watch::channel(members.roster(&args.dataset_uid));
+    let follower = tokio::spawn(follow(members, args.dataset_uid.clone(), roster_tx));
+
+    let settings = Settings {
+        node: args.node,
+        dataset_uid: args.dataset_uid.clone(),
+        dir: args.dir,
+        mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir },
+        floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
+        in_flight: args.in_flight_bytes,
+        peer: larder_peer::Options::default(),
+    };
+    let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, metrics));
+    let worker = Arc::new(opening.await.context("take over the dataset's folder")??);
+
+    let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));
+    let listeners = Listeners {
+        data: bind("data", args.data_addr).await?,
+        control: bind("control", args.control_addr).await?,
+        local: Listener::bind(&names::worker_socket(&args.run_dir, &args.dataset_uid), &[names::MOUNTER_UID, 0], SOCKET_MODE)?,
+    };
+    health.set_ready(true);
+    tracing::info!(dataset = worker.dataset_uid, node = worker.node, version = larder_telemetry::VERSION, "worker is ready");
+    let served = tokio::select! {
+        served = serve(Arc::clone(&worker), listeners, shutdown.clone()) => served,
+        admin = admin => admin.context("admin server")?.context("admin server").and_then(|()| {
+            if shutdown.is_cancelled() { Ok(()) } else { anyhow::bail!("the admin server ended by itself") }
+        }),
+    };
+    health.set_ready(false);
+    follower.abort();
+    worker.save_state().await.context("save counters")?;
+    served
+}
+
+/// Turns the watch of member lists into one of this dataset's roster.
+async fn follow(mut members: larder_members::Watch, dataset_uid: String, roster: watch::Sender<Arc<Roster>>) {
+    loop {
+        members.changed().await;
+        let now = members.roster(&dataset_uid);
+        roster.send_if_modified(|old| {
+            let changed = *old != now;
+            if changed {
+                *old = now;
+            }
+            changed
+        });
+    }
+}
+
+struct Listeners {
+    data: TcpListener,
+    control: TcpListener,
+    local: Listener,
+}
+
+/// All servers and jobs, until the shutdown or until one of the servers ends.
+async fn serve(worker: Arc<Worker>, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut jobs = jobs::start(&worker);
+    let control = tonic::transport::Server::builder()
+        .add_service(WorkerServer::new(control::ControlPort(Arc::clone(&worker))))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listeners.control), shutdown.clone().cancelled_owned());
+    let data = larder_peer::serve(listeners.data, Arc::new(objects::DataPort(Arc::clone(&worker))), shutdown.clone());
+    let local = local::serve(Arc::clone(&worker), listeners.local);
+    let servers = async {
+        tokio::try_join!(
+            async { control.await.context("serve the control port") },
+            async { data.await.context("serve the data port") },
+            async {
+                tokio::select! {
+                    () = local => anyhow::bail!("the local socket ended by itself"),
+                    () = shutdown.cancelled() => Ok(()),
+                }
+            },
+        )
+    };
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let ended = tokio::select! {
+        ended = servers => ended.map(drop),
+        () = overdue => Ok(()),
+    };
+    jobs.shutdown().await;
+    ended
+}
+
+#[cfg(test)]
+mod tests;

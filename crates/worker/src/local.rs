@@ -1,0 +1,77 @@
+//! Answers to the mounter of this node: descriptors of complete files and catalogs.
+
+use crate::worker::{Worker, locate};
+use larder_core::names::is_digest;
+use larder_fuse::{
+    fdpass::{Conn, FdPassError, Listener},
+    protocol::worker::{Reply, Request},
+};
+use std::{fs::File, io, os::fd::AsFd as _, sync::Arc};
+use tokio::sync::Semaphore;
+
+/// Connections at the same time; the mounter keeps a handful open.
+const CONNECTIONS: usize = 64;
+
+/// Serves until it is dropped.
+pub(crate) async fn serve(worker: Arc<Worker>, listener: Listener) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let conn = listener.accept().await;
+        let worker = Arc::clone(&worker);
+        connections.spawn(async move {
+            if let Err(error) = talk(&worker, &conn).await {
+                tracing::warn!(%error, uid = conn.peer_uid(), "talk with the mounter of this node");
+            }
+            drop(slot);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn talk(worker: &Arc<Worker>, conn: &Conn) -> Result<(), FdPassError> {
+    while let Some((request, _)) = conn.recv::<Request>().await? {
+        let (reply, file) = match request {
+            Request::Open { snapshot, inode } => open(worker, &snapshot, inode).await,
+            Request::Catalog { digest } => catalog(worker, &digest).await,
+        };
+        conn.send(&reply, file.as_ref().map(File::as_fd)).await?;
+    }
+    Ok(())
+}
+
+async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
+    let error = |text: String| (Reply::Error(text), None);
+    if worker.erased.is_cancelled() {
+        return error("the dataset was erased from this node".to_owned());
+    }
+    let Some(catalog) = worker.catalogs.get(snapshot) else {
+        worker.catalogs.want(snapshot);
+        // It comes; until then reads go to the peers.
+        return (Reply::Absent { owner: true }, None);
+    };
+    let located =
+        tokio::task::spawn_blocking(move || inode.checked_sub(1).map_or(Ok(None), |index| locate(&catalog, index))).await;
+    match located {
+        Ok(Ok(Some(at))) => match worker.cache.open_complete(&at.key).await {
+            Some(file) => (Reply::File {}, Some(file)),
+            None => (Reply::Absent { owner: worker.owns(&at.key) }, None),
+        },
+        Ok(Ok(None)) => error(format!("inode {inode} of snapshot {snapshot} is no file")),
+        Ok(Err(e)) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
+        Err(e) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
+    }
+}
+
+async fn catalog(worker: &Arc<Worker>, digest: &str) -> (Reply, Option<File>) {
+    if !is_digest(digest) || worker.catalogs.get(digest).is_none() {
+        worker.catalogs.want(digest);
+        return (Reply::Absent { owner: false }, None);
+    }
+    let path = worker.catalogs.path(digest);
+    match tokio::task::spawn_blocking(move || File::open(path)).await.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        Ok(file) => (Reply::File {}, Some(file)),
+        Err(e) => (Reply::Error(format!("open catalog {digest}: {e}")), None),
+    }
+}

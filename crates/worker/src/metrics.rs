@@ -1,0 +1,51 @@
+//! Series of the worker.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Bytes of complete files on this node.
+pub const CACHED_BYTES: &str = "larder_worker_cached_bytes";
+/// Complete files on this node.
+pub const CACHED_FILES: &str = "larder_worker_cached_files";
+/// Bytes of objects received from the origin, retries included. The exposed name of counters has the suffix `_total`.
+pub const ORIGIN_BYTES: &str = "larder_worker_origin_bytes";
+/// Bytes given to peers, by `source`: `disk` or `origin`.
+pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
+/// Requests of peers that were refused, by `status`.
+pub const REFUSED: &str = "larder_worker_refused_requests";
+
+/// Label of [`SERVED_BYTES`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct BySource {
+    pub source: &'static str,
+}
+
+/// Label of [`REFUSED`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByStatus {
+    pub status: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    pub cached_bytes: Gauge,
+    pub cached_files: Gauge,
+    pub origin_bytes: Counter,
+    pub served: Family<BySource, Counter>,
+    pub refused: Family<ByStatus, Counter>,
+}
+
+impl Metrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register(CACHED_BYTES, "Bytes of complete files on this node", m.cached_bytes.clone());
+        registry.register(CACHED_FILES, "Complete files on this node", m.cached_files.clone());
+        registry.register(ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", m.origin_bytes.clone());
+        registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
+        registry.register(REFUSED, "Requests of peers that were refused", m.refused.clone());
+        m
+    }
+}

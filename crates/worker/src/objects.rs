@@ -1,0 +1,174 @@
+//! Answers to peers: from the disk, else from the origin.
+
+use crate::{
+    metrics::{BySource, ByStatus},
+    report::{Topic, cache_problem},
+    worker::{Located, Worker, locate},
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, future::BoxFuture, stream};
+use larder_cache::{CHUNK, CacheError, ReadError};
+use larder_origin::{Error as OriginError, Reason};
+use larder_peer::{Body, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
+use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
+
+/// The data port's side of a worker.
+pub(crate) struct DataPort(pub Arc<Worker>);
+
+/// A peer takes 10 s of silence for a dead node and then asks others even for what is on this disk: answer before that.
+/// The fetch goes on, and the next attempt finds its bytes.
+const FIRST_BYTE: Duration = Duration::from_secs(8);
+/// Chunks of one answer fetched at the same time.
+const AHEAD: usize = 2;
+
+impl ObjectSource for DataPort {
+    async fn object(&self, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
+        let len = request.range.end - request.range.start;
+        let reply = answer(&self.0, request).await;
+        let metrics = &self.0.metrics;
+        match &reply {
+            Ok(reply) => drop(metrics.served.get_or_create(&BySource { source: reply.source.as_str() }).inc_by(len)),
+            Err(refusal) => drop(metrics.refused.get_or_create(&ByStatus { status: refusal.status().into() }).inc()),
+        }
+        reply
+    }
+
+    async fn catalog(&self, dataset_uid: &str, digest: &str) -> Result<File, Refusal> {
+        let worker = &self.0;
+        same_dataset(worker, dataset_uid)?;
+        if worker.catalogs.get(digest).is_none() {
+            return Err(unknown_snapshot(worker, digest));
+        }
+        let path = worker.catalogs.path(digest);
+        let opened = tokio::task::spawn_blocking(move || File::open(path)).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        opened.map_err(|e| Refusal::Unavailable(format!("open catalog {digest} on node {}: {e}", worker.node)))
+    }
+}
+
+fn same_dataset(worker: &Worker, dataset_uid: &str) -> Result<(), Refusal> {
+    if worker.dataset_uid != dataset_uid {
+        return Err(Refusal::NotFound(format!("this worker serves dataset {}", worker.dataset_uid)));
+    }
+    if worker.erased.is_cancelled() {
+        return Err(Refusal::NotFound(format!("dataset {dataset_uid} was erased from node {}", worker.node)));
+    }
+    Ok(())
+}
+
+fn unknown_snapshot(worker: &Worker, digest: &str) -> Refusal {
+    if worker.orders.borrow().is_none() {
+        return Refusal::Unavailable(format!("the worker on node {} is not configured yet", worker.node));
+    }
+    Refusal::NotFound(format!("snapshot {digest} is not on node {}", worker.node))
+}
+
+async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
+    same_dataset(worker, &request.dataset_uid)?;
+    let at = Arc::new(find(worker, &request).await?);
+    let range = request.range;
+    if range.end > at.size {
+        return Err(Refusal::Range { size: at.size });
+    }
+    let size = at.size;
+    if let Some(file) = worker.cache.open_complete(&at.key).await {
+        return Ok(ObjectReply { source: Source::Disk, size, body: Body::File(file) });
+    }
+    let here = worker.cache.has(&at.key, &range);
+    if !here && !request.stand_in && !worker.owns(&at.key) {
+        return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
+    }
+    let source = if here { Source::Disk } else { Source::Origin };
+    Ok(ObjectReply { source, size, body: pieces(worker, &at, range).await? })
+}
+
+async fn find(worker: &Arc<Worker>, request: &ObjectRequest) -> Result<Located, Refusal> {
+    let Some(catalog) = worker.catalogs.get(&request.snapshot) else {
+        worker.catalogs.want(&request.snapshot);
+        return Err(unknown_snapshot(worker, &request.snapshot));
+    };
+    let unknown = || {
+        let (inode, key, snapshot) = (request.inode, request.key, &request.snapshot);
+        Refusal::NotFound(format!("inode {inode} of snapshot {snapshot} is not object {key}"))
+    };
+    let index = request.inode.checked_sub(1).ok_or_else(unknown)?;
+    let located = tokio::task::spawn_blocking(move || locate(&catalog, index)).await;
+    let failed = |e: &dyn std::fmt::Display| {
+        Refusal::Unavailable(format!(
+            "look up inode {} in snapshot {} on node {}: {e}",
+            request.inode, request.snapshot, worker.node
+        ))
+    };
+    let located = located.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+    located.filter(|at| at.key == request.key).ok_or_else(unknown)
+}
+
+/// The range piece by piece, cut at the borders of chunks. The first is here before the answer begins, so that its failure
+/// has a status.
+async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>) -> Result<Body, Refusal> {
+    let kib = (range.end - range.start).min(AHEAD as u64 * CHUNK).div_ceil(1024) as u32;
+    let permit = Arc::clone(&worker.serving).acquire_many_owned(kib).await;
+    let permit = permit.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
+    let cut = |from: u64| (from < range.end).then(|| from..range.end.min((from / CHUNK + 1) * CHUNK));
+    let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
+    let first = parts.next().unwrap_or(range.clone());
+    let rest: Vec<_> = parts.collect();
+    let bytes = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first)).await.unwrap_or_else(|_| {
+        let text = format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path);
+        Err(Refusal::Origin(text))
+    })?;
+    if rest.is_empty() {
+        return Ok(Body::Bytes(bytes));
+    }
+    let (worker, at) = (Arc::clone(worker), Arc::clone(at));
+    let rest = stream::iter(rest.into_iter().map(move |part| {
+        let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
+        async move { piece(&worker, &at, part).await.map_err(io::Error::other) }
+    }));
+    let rest = stream::iter([Ok(bytes)]).chain(rest.buffered(AHEAD));
+    // Freed with the stream.
+    Ok(Body::Stream(
+        rest.map(move |bytes| {
+            let _held = &permit;
+            bytes
+        })
+        .boxed(),
+    ))
+}
+
+async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>) -> Result<Bytes, Refusal> {
+    let fetch = fetcher(worker, at);
+    match worker.cache.read_range(&at.key, at.size, range.clone(), fetch.clone()).await {
+        Ok(bytes) => Ok(bytes),
+        Err(ReadError::Fetch(e)) => Err(refusal(&e)),
+        Err(e @ ReadError::Length { .. }) => Err(Refusal::Origin(format!("read {}: {e}", at.path))),
+        Err(ReadError::Cache(e @ CacheError::Erased { .. })) => Err(Refusal::NotFound(e.to_string())),
+        // A disk that cannot keep the bytes is no reason to fail a read.
+        Err(ReadError::Cache(e)) => {
+            worker.report.set(Topic::Keep, Some(cache_problem(&e)));
+            let _permit = worker.past_cache.acquire().await;
+            fetch(range).await.map_err(|e| refusal(&e))
+        }
+    }
+}
+
+/// Fetches ranges of the object from the origin, each time by the newest connection.
+pub(crate) fn fetcher(
+    worker: &Arc<Worker>,
+    at: &Located,
+) -> impl Fn(Range<u64>) -> BoxFuture<'static, Result<Bytes, OriginError>> + Clone + Send + Sync + 'static {
+    let (worker, at) = (Arc::clone(worker), Arc::new(at.clone()));
+    move |range| {
+        let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
+        Box::pin(async move {
+            let origin = worker.connections.now()?.origin_of(&at.origin)?;
+            origin.read_range(&at.path, &at.version, range).await
+        })
+    }
+}
+
+fn refusal(e: &OriginError) -> Refusal {
+    match e.reason() {
+        Reason::Changed | Reason::ObjectNotFound => Refusal::Changed(e.to_string()),
+        _ => Refusal::Origin(e.to_string()),
+    }
+}

@@ -1,0 +1,177 @@
+//! What the worker says about itself: listing, preload, problems.
+
+use crate::folder;
+use larder_cache::CacheError;
+use larder_proto::control::v1 as pb;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Reasons that do not come from the origin. The text is part of the API.
+pub(crate) mod reasons {
+    pub const EMPTY_SOURCE: &str = "EmptySource";
+    pub const CREDENTIALS_NOT_MOUNTED: &str = "CredentialsNotMounted";
+    pub const CA_NOT_MOUNTED: &str = "CaNotMounted";
+    pub const CREDENTIALS_INVALID: &str = "CredentialsInvalid";
+    pub const SNAPSHOT_UNAVAILABLE: &str = "SnapshotUnavailable";
+    pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+    pub const DISK_FULL: &str = "DiskFull";
+    pub const DISK_FAILED: &str = "DiskFailed";
+}
+
+pub(crate) fn problem(reason: &str, message: impl Into<String>) -> pb::Problem {
+    pb::Problem { reason: reason.to_owned(), message: message.into() }
+}
+
+pub(crate) fn origin_problem(e: &larder_origin::Error) -> pb::Problem {
+    problem(e.reason().as_str(), e.to_string())
+}
+
+pub(crate) fn folder_problem(e: &folder::FolderError) -> pb::Problem {
+    problem(reasons::DISK_FAILED, e.to_string())
+}
+
+pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {
+    let reason = match e {
+        CacheError::QuotaExceeded { .. } => reasons::QUOTA_EXCEEDED,
+        CacheError::DiskFull { .. } => reasons::DISK_FULL,
+        CacheError::Disk { .. } | CacheError::Erased { .. } => reasons::DISK_FAILED,
+    };
+    problem(reason, e.to_string())
+}
+
+/// What a problem keeps the worker from; at most one of each at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Topic {
+    Connect,
+    Snapshot,
+    Keep,
+}
+
+/// Reads that could not be kept are a problem for so long after the last of them.
+const KEEP_FOR: Duration = Duration::from_secs(60);
+
+/// Progress of one preload. A new one gets a new value: fetches of an old one may still count.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub snapshot: String,
+    pub bytes_total: AtomicU64,
+    pub bytes_done: AtomicU64,
+    pub files_total: AtomicU64,
+    pub files_done: AtomicU64,
+    pub files_failed: AtomicU64,
+    ending: Mutex<(pb::Phase, Option<pb::Problem>)>,
+}
+
+impl Progress {
+    pub fn new(snapshot: &str) -> Arc<Self> {
+        let ending = Mutex::new((pb::Phase::Running, None));
+        Arc::new(Self { snapshot: snapshot.to_owned(), ending, ..Self::default() })
+    }
+
+    /// For the next attempt: the same counts and ending, until it has its own.
+    pub fn again(&self) -> Arc<Self> {
+        let copy = |n: &AtomicU64| AtomicU64::new(n.load(Relaxed));
+        Arc::new(Self {
+            snapshot: self.snapshot.clone(),
+            bytes_total: copy(&self.bytes_total),
+            bytes_done: copy(&self.bytes_done),
+            files_total: copy(&self.files_total),
+            files_done: copy(&self.files_done),
+            files_failed: copy(&self.files_failed),
+            ending: Mutex::new(self.ending.lock().clone()),
+        })
+    }
+
+    pub fn end(&self, phase: pb::Phase, problem: Option<pb::Problem>) {
+        let mut ending = self.ending.lock();
+        let new = (phase, problem);
+        if *ending != new {
+            match &new.1 {
+                Some(p) => {
+                    tracing::warn!(snapshot = self.snapshot, reason = p.reason, message = p.message, "preload is held up")
+                }
+                None => tracing::info!(snapshot = self.snapshot, bytes = self.bytes_done.load(Relaxed), ?phase, "preload"),
+            }
+            *ending = new;
+        }
+    }
+
+    fn to_proto(&self) -> pb::Preload {
+        let (phase, problem) = self.ending.lock().clone();
+        let bytes_total = self.bytes_total.load(Relaxed);
+        pb::Preload {
+            snapshot: self.snapshot.clone(),
+            phase: phase.into(),
+            bytes_total,
+            bytes_done: self.bytes_done.load(Relaxed).min(bytes_total),
+            files_total: self.files_total.load(Relaxed),
+            files_done: self.files_done.load(Relaxed),
+            files_failed: self.files_failed.load(Relaxed),
+            problem,
+        }
+    }
+}
+
+/// Shared by all jobs.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    listing: Mutex<Option<pb::Listing>>,
+    preload: Mutex<Option<Arc<Progress>>>,
+    problems: Mutex<BTreeMap<Topic, (pb::Problem, Option<Instant>)>>,
+}
+
+impl Report {
+    pub fn set_listing(&self, listing: Option<pb::Listing>) {
+        *self.listing.lock() = listing;
+    }
+
+    pub fn listing(&self) -> Option<pb::Listing> {
+        self.listing.lock().clone()
+    }
+
+    pub fn set_preload(&self, progress: Option<Arc<Progress>>) {
+        *self.preload.lock() = progress;
+    }
+
+    pub fn preload(&self) -> Option<pb::Preload> {
+        self.preload.lock().as_ref().map(|p| p.to_proto())
+    }
+
+    /// Sets or clears what keeps the worker from something; a change is logged.
+    pub fn set(&self, topic: Topic, problem: Option<pb::Problem>) {
+        let mut problems = self.problems.lock();
+        let until = (topic == Topic::Keep).then(|| Instant::now() + KEEP_FOR);
+        match problem {
+            Some(p) => {
+                // Numbers in the text of a disk problem change all the time; its reason does not.
+                if problems.get(&topic).is_none_or(|(old, _)| old.reason != p.reason || (topic != Topic::Keep && *old != p)) {
+                    tracing::warn!(?topic, reason = p.reason, message = p.message, "problem");
+                }
+                problems.insert(topic, (p, until));
+            }
+            None => {
+                if let Some((old, _)) = problems.remove(&topic) {
+                    tracing::info!(?topic, reason = old.reason, "problem is over");
+                }
+            }
+        }
+    }
+
+    pub fn get(&self, topic: Topic) -> Option<pb::Problem> {
+        self.problems.lock().get(&topic).map(|(p, _)| p.clone())
+    }
+
+    pub fn problems(&self) -> Vec<pb::Problem> {
+        let mut problems = self.problems.lock();
+        problems.retain(|_, (_, until)| until.is_none_or(|until| Instant::now() < until));
+        problems.values().map(|(p, _)| p.clone()).collect()
+    }
+}

@@ -1,0 +1,385 @@
+//! Workers in this process, on addresses of the loopback, with an S3 server beside them.
+
+mod harness;
+
+use bytes::Bytes;
+use harness::{Cluster, UID, orders};
+use larder_core::catalog::Catalog;
+use larder_fuse::protocol::worker::{Reply, Request};
+use larder_origin::testing::FakeS3;
+use larder_peer::{ReadError, Source};
+use larder_proto::control::v1::{self as pb, Phase};
+use std::{collections::BTreeMap, fs::File, io::Read as _, time::Duration};
+
+/// Small, empty, many, larger than a chunk, odd names.
+fn dataset(server: &FakeS3) -> BTreeMap<String, Bytes> {
+    let content = |n: usize, len: usize| (0..len).map(|i| (i * 31 + n + (i >> 12)) as u8).collect::<Bytes>();
+    let mut files = BTreeMap::new();
+    for n in 0..60 {
+        files.insert(format!("train/{}/{n}.jpg", n % 7), content(n, 3000 + n));
+    }
+    files.insert("empty".to_owned(), Bytes::new());
+    files.insert("big.bin".to_owned(), content(1, (9 << 20) + 5));
+    files.insert("big 2 +%#é.bin".to_owned(), content(2, 4 << 20));
+    for (path, bytes) in &files {
+        server.put(&format!("demo/{path}"), bytes.clone());
+    }
+    server.put("demo2/stranger", "x");
+    server.put("demo/a//b", "x");
+    files
+}
+
+fn size(files: &BTreeMap<String, Bytes>) -> u64 {
+    files.values().map(|b| b.len() as u64).sum()
+}
+
+/// Reads every file of the snapshot through the peers and compares it.
+async fn read_all(cluster: &Cluster, snapshot: &str, files: &BTreeMap<String, Bytes>) -> BTreeMap<Source, usize> {
+    let mut sources = BTreeMap::new();
+    let catalog = cluster.catalog(snapshot);
+    assert_eq!(catalog.files(), files.len() as u64);
+    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+        let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
+        let got = cluster.read(snapshot, index, 0..size).await.unwrap();
+        assert!(got.bytes == files[&path], "{path}");
+        *sources.entry(got.source).or_default() += 1;
+    }
+    sources
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_an_empty_disk_to_a_preloaded_share_each_byte_leaves_the_origin_once() {
+    let server = FakeS3::with_pages_of(10).await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(2).await;
+    let [a, b] = &cluster.nodes[..] else { unreachable!() };
+
+    assert_eq!(a.status().await.generation, "");
+    a.configure(pb::Config { listing_id: "l1".into(), ..orders(&server) }).await;
+    let listing = a.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await;
+    assert_eq!((listing.id.as_str(), listing.files, listing.bytes), ("l1", files.len() as u64, size(&files)));
+    assert_eq!(listing.skipped, 1);
+    assert!(listing.skipped_examples[0].contains("a//b"), "{:?}", listing.skipped_examples);
+    assert!(listing.time > 1_700_000_000);
+
+    let snapshot = listing.snapshot;
+    for node in [a, b] {
+        node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    }
+    let share = |s: pb::StatusResponse| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.snapshot == snapshot);
+    let (of_a, of_b) = (a.until(share).await, b.until(share).await);
+    assert_eq!(of_a.bytes_total + of_b.bytes_total, size(&files));
+    assert_eq!(of_a.files_total + of_b.files_total, files.len() as u64);
+    for p in [&of_a, &of_b] {
+        assert!(p.files_total > 10, "{p:?}");
+        assert_eq!((p.bytes_done, p.files_done, p.files_failed), (p.bytes_total, p.files_total, 0));
+    }
+
+    let sources = read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(sources, BTreeMap::from([(Source::Disk, files.len())]));
+    let (sa, sb) = (a.status().await, b.status().await);
+    assert_eq!(sa.origin_bytes + sb.origin_bytes, size(&files));
+    assert_eq!(sa.cached_bytes + sb.cached_bytes, size(&files));
+    assert_eq!(server.seen().bytes, size(&files));
+    assert!(sa.problems.is_empty() && sb.problems.is_empty());
+    assert_eq!(sb.snapshots, std::slice::from_ref(&snapshot));
+
+    // The mounter of a node gets descriptors of what is on its disk, and the catalog.
+    let catalog = cluster.catalog(&snapshot);
+    let mut here = 0;
+    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+        match a.ask(Request::Open { snapshot: snapshot.clone(), inode: index + 1 }).await {
+            (Reply::File {}, Some(fd)) => {
+                let mut bytes = Vec::new();
+                File::from(fd).read_to_end(&mut bytes).unwrap();
+                assert!(bytes == files[&catalog.path(index).unwrap()]);
+                here += 1;
+            }
+            (reply, fd) => assert!(fd.is_none() && reply == Reply::Absent { owner: false }, "{reply:?}"),
+        }
+    }
+    assert_eq!(here, of_a.files_total);
+    let (reply, fd) = b.ask(Request::Catalog { digest: snapshot.clone() }).await;
+    assert_eq!(reply, Reply::File {});
+    assert_eq!(Catalog::open(File::from(fd.unwrap())).unwrap().files(), files.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_restarts_without_an_operator_goes_on_where_it_was() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(1).await;
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    let before = (server.seen(), cluster.nodes[0].status().await);
+    cluster.restart(0).await;
+    let node = &cluster.nodes[0];
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    assert_eq!(preload.files_done, files.len() as u64);
+    let after = node.status().await;
+    assert_eq!(after.generation, before.1.generation);
+    assert_eq!(after.origin_bytes, before.1.origin_bytes);
+    assert_eq!(after.listing, before.1.listing);
+    read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(server.seen(), before.0, "nothing was asked of the origin again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_preload_fetches_only_what_was_not_complete() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(1).await;
+    server.faults(|f| f.delay = Duration::from_millis(50));
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    node.until(|s| s.preload.filter(|p| p.files_done > 5)).await;
+    cluster.restart(0).await;
+    let kept = cluster.nodes[0].status().await.cached_bytes;
+    let fetched = server.seen().bytes;
+    cluster.nodes[0].until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    // What was in flight when the first worker ended may have been sent meanwhile; it is at most a chunk for each file.
+    assert!(server.seen().bytes - fetched <= size(&files) - kept + (12 << 20));
+    read_all(&cluster, &snapshot, &files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_without_a_preload_fetch_each_chunk_once_and_stand_ins_read_for_the_dead() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(2).await;
+    let snapshot = cluster.nodes[0].list(&server).await;
+    for node in &cluster.nodes {
+        node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
+        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
+    }
+    let catalog = cluster.catalog(&snapshot);
+    let big = catalog.lookup(0, "big.bin").unwrap().unwrap();
+    let reads = (0..40).map(|i| cluster.read(&snapshot, big, i * 200_000..i * 200_000 + 900_000));
+    for (i, got) in futures::future::join_all(reads).await.into_iter().enumerate() {
+        assert!(got.unwrap().bytes == files["big.bin"][i * 200_000..i * 200_000 + 900_000]);
+    }
+    assert_eq!(server.seen().bytes, files["big.bin"].len() as u64);
+    let sources = read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(sources.get(&Source::Disk), Some(&2), "big.bin was read before, and an empty file is nowhere: {sources:?}");
+    assert_eq!(server.seen().bytes, size(&files));
+
+    cluster.stop(1).await;
+    let sources = read_all(&cluster, &snapshot, &files).await;
+    assert!(sources[&Source::Origin] > 0 && sources[&Source::Disk] > 0, "{sources:?}");
+    read_all(&cluster, &snapshot, &files).await;
+    assert!(server.seen().bytes <= 2 * size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_grows_when_a_member_leaves() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(2).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    node.configure(pb::Config { snapshot, preload: true, ..orders(&server) }).await;
+    let part = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    assert!(part.files_total < files.len() as u64);
+    cluster.members(1);
+    let whole = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.files_total > part.files_total)).await;
+    assert_eq!((whole.files_done, whole.bytes_done), (files.len() as u64, size(&files)));
+    assert_eq!(server.seen().bytes, size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_credentials_are_waited_for_and_then_used_at_once() {
+    let server = FakeS3::start().await;
+    dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    node.mount_credentials("wrong", "1");
+    let with = |generation: &str| {
+        let mut c = pb::Config { listing_id: "l1".into(), generation: format!("g{generation}"), ..orders(&server) };
+        c.source.as_mut().unwrap().credentials_generation = generation.into();
+        c
+    };
+    node.configure(with("1")).await;
+    let problem = node.until(|s| s.listing.filter(|l| l.phase() == Phase::Failed)?.problem).await;
+    assert_eq!(problem.reason, "AccessDenied");
+    assert!(problem.message.contains("s3://data/demo/") && problem.message.contains(&server.endpoint()), "{}", problem.message);
+
+    node.configure(with("2")).await;
+    node.until(|s| s.listing.filter(|l| l.phase() == Phase::Running)).await;
+    let asked = server.seen().lists;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(server.seen().lists, asked, "not listed with the old credentials");
+    node.mount_credentials(larder_origin::testing::ACCESS_KEY, "2");
+    node.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_credentials_and_an_empty_source_are_problems_that_go_away_by_themselves() {
+    let server = FakeS3::start().await;
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let mut config = pb::Config { listing_id: "l1".into(), ..orders(&server) };
+    config.source.as_mut().unwrap().credentials_generation = String::new();
+    std::fs::remove_dir_all(&node.credentials).unwrap();
+    node.configure(config.clone()).await;
+    let problem = node.until(|s| s.listing?.problem).await;
+    assert_eq!(problem.reason, "CredentialsMissing");
+
+    node.mount_credentials(larder_origin::testing::ACCESS_KEY, "1");
+    node.configure(pb::Config { listing_id: "l1".into(), retry: 1, ..orders(&server) }).await;
+    let problem = node.until(|s| s.listing?.problem.filter(|p| p.reason != "CredentialsMissing")).await;
+    assert_eq!(problem.reason, "EmptySource");
+    assert!(problem.message.contains("s3://data/demo/"), "{}", problem.message);
+    dataset(&server);
+    node.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_object_is_told_and_every_other_file_is_fetched() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    server.put("demo/big.bin", "other");
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
+    assert_eq!((preload.files_failed, preload.files_done), (1, files.len() as u64 - 1));
+    assert_eq!(preload.bytes_done, size(&files) - files["big.bin"].len() as u64);
+    let problem = preload.problem.unwrap();
+    assert_eq!(problem.reason, "Changed");
+    assert!(problem.message.contains("demo/big.bin"), "{}", problem.message);
+    let index = cluster.catalog(&snapshot).lookup(0, "big.bin").unwrap().unwrap();
+    let e = cluster.read(&snapshot, index, 0..9).await.unwrap_err();
+    assert!(matches!(e, ReadError::Changed { .. }), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_fetches_are_tried_again_until_the_share_is_complete() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    server.faults(|f| f.refuse = Some((403, "AccessDenied")));
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
+    assert_eq!(preload.problem.unwrap().reason, "AccessDenied");
+    // An object without content needs no fetch.
+    assert_eq!((preload.files_done, preload.bytes_done), (1, 0));
+    server.faults(|f| (f.refuse, f.cut_gets, f.fail_gets) = (None, 3, 3));
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    read_all(&cluster, &snapshot, &files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_quota_holds_the_preload_up_and_fails_no_read() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    let config = pb::Config { snapshot: snapshot.clone(), preload: true, quota_bytes: 6 << 20, ..orders(&server) };
+    node.configure(config.clone()).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
+    assert_eq!(preload.problem.unwrap().reason, "QuotaExceeded");
+    assert_eq!(preload.files_failed, 1);
+    read_all(&cluster, &snapshot, &files).await;
+    let status = node.status().await;
+    assert!(status.cached_bytes <= 6 << 20);
+    assert_eq!(status.problems[0].reason, "QuotaExceeded");
+    node.configure(pb::Config { quota_bytes: 0, ..config }).await;
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_an_older_snapshot_make_room_for_the_share() {
+    let server = FakeS3::start().await;
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    server.put("demo/f", vec![1; 3000]);
+    let quota = |c| pb::Config { quota_bytes: 4000, ..c };
+    let first = node.list(&server).await;
+    node.configure(quota(pb::Config { snapshot: first, preload: true, ..orders(&server) })).await;
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    server.put("demo/f", vec![2; 3000]);
+    node.configure(quota(pb::Config { listing_id: "l2".into(), ..orders(&server) })).await;
+    let second = node.until(|s| s.listing.filter(|l| l.id == "l2" && l.phase() == Phase::Succeeded)).await.snapshot;
+    node.configure(quota(pb::Config { snapshot: second.clone(), preload: true, ..orders(&server) })).await;
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.snapshot == second)).await;
+    assert_eq!(node.status().await.cached_files, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasing_leaves_nothing_and_takes_no_more_orders() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    node.list_and_preload(&server).await;
+    let mut control = node.control().await;
+    let other = control.erase(pb::EraseRequest { dataset_uid: UID.replace('0', "1") }).await.unwrap_err();
+    assert_eq!(other.code(), tonic::Code::InvalidArgument);
+    let erase = || pb::EraseRequest { dataset_uid: UID.into() };
+    let freed = control.erase(erase()).await.unwrap().into_inner().freed_bytes;
+    assert!(freed >= size(&files), "{freed}");
+    assert!(!node.dir.exists());
+    assert_eq!(control.erase(erase()).await.unwrap().into_inner().freed_bytes, 0);
+    let status = node.status().await;
+    assert_eq!((status.cached_files, status.snapshots.len(), status.generation.as_str()), (0, 0, ""));
+    let refused = control.configure(pb::ConfigureRequest { config: Some(orders(&server)) }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!node.dir.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_make_no_sense_are_refused_whole() {
+    let server = FakeS3::start().await;
+    let cluster = Cluster::start(1).await;
+    let mut control = cluster.nodes[0].control().await;
+    let escape = pb::Config { snapshot: "../../../etc/passwd".into(), ..orders(&server) };
+    let nowhere = pb::Config { source: None, ..orders(&server) };
+    for config in [Some(escape), Some(nowhere), None] {
+        let e = control.configure(pb::ConfigureRequest { config }).await.unwrap_err();
+        assert_eq!(e.code(), tonic::Code::InvalidArgument);
+    }
+    assert_eq!(cluster.nodes[0].status().await.generation, "");
+    let config = pb::Config {
+        listing_id: "l".into(),
+        source: Some(pb::Source { uri: "file:///etc".into(), ..Default::default() }),
+        ..orders(&server)
+    };
+    cluster.nodes[0].configure(config).await;
+    let problem = cluster.nodes[0].until(|s| s.listing?.problem).await;
+    assert_eq!(problem.reason, "InvalidSource");
+}
+
+#[test]
+fn the_flags_have_the_defaults_of_the_design() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: crate::Args,
+    }
+    let args = |uid: &str| {
+        let args = ["worker", "--node=n", "--namespace=ns", "--dir=/d", "--dataset-uid", uid];
+        <Cli as clap::Parser>::try_parse_from(args).map(|c| c.args)
+    };
+    let a = args(UID).unwrap();
+    let addrs = [a.data_addr, a.control_addr, a.admin_addr].map(|a| a.to_string());
+    assert_eq!(addrs, ["0.0.0.0:7470", "0.0.0.0:7471", "0.0.0.0:7472"]);
+    assert_eq!(a.run_dir.to_str(), Some("/var/lib/larder/run"));
+    assert!(args("../etc").is_err());
+}
+
+#[tokio::test]
+async fn two_workers_never_share_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(UID);
+    let first = crate::folder::Folder::open(&path).unwrap();
+    let second = std::thread::spawn(move || crate::folder::Folder::open(&path).map(drop));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!second.is_finished());
+    drop(first);
+    second.join().unwrap().unwrap();
+}

@@ -1,0 +1,224 @@
+//! Starts, restarts and asks workers.
+
+use crate::{
+    Listeners,
+    connection::Mounted,
+    metrics::Metrics,
+    serve,
+    worker::{Settings, Worker},
+};
+use larder_cache::Floor;
+use larder_core::{
+    catalog::Catalog,
+    placement::{Member, Members},
+};
+use larder_fuse::{
+    fdpass::{Conn, Listener},
+    protocol::worker::{Reply, Request},
+};
+use larder_origin::testing::{ACCESS_KEY, BUCKET, FakeS3};
+use larder_peer::{Client, Fetched, ObjectRef, Options, ReadError, Roster};
+use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
+use std::{
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+pub(super) const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
+
+/// Orders that want nothing yet.
+pub(super) fn orders(server: &FakeS3) -> pb::Config {
+    let source = pb::Source {
+        uri: format!("s3://{BUCKET}/demo/"),
+        endpoint: server.endpoint(),
+        credentials_generation: "1".into(),
+        ..pb::Source::default()
+    };
+    pb::Config { generation: "g".into(), source: Some(source), ..pb::Config::default() }
+}
+
+/// One worker.
+pub(super) struct Node {
+    pub name: String,
+    pub dir: PathBuf,
+    pub credentials: PathBuf,
+    socket: PathBuf,
+    data: SocketAddr,
+    control: SocketAddr,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+/// Some workers that know of each other.
+pub(super) struct Cluster {
+    pub nodes: Vec<Node>,
+    roster: watch::Sender<Arc<Roster>>,
+    client: Client,
+    options: Options,
+    _dir: TempDir,
+}
+
+fn ip(n: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 1, n as u8 + 1))
+}
+
+impl Cluster {
+    pub async fn start(count: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data = vec![TcpListener::bind((ip(0), 0)).await.unwrap()];
+        let port = data[0].local_addr().unwrap().port();
+        for n in 1..count {
+            data.push(TcpListener::bind((ip(n), port)).await.unwrap());
+        }
+        let options = Options { port, whole: Duration::from_secs(20), ..Options::default() };
+        let roster = watch::Sender::new(Arc::default());
+        let mut nodes = Vec::new();
+        for (n, data) in data.into_iter().enumerate() {
+            let name = format!("gpu-{n}");
+            let home = dir.path().join(&name);
+            fs::create_dir_all(&home).unwrap();
+            let mut node = Node {
+                dir: home.join(UID),
+                credentials: home.join("credentials"),
+                socket: home.join("worker.sock"),
+                data: data.local_addr().unwrap(),
+                control: SocketAddr::from(([127, 0, 0, 1], 0)),
+                stop: CancellationToken::new(),
+                task: None,
+                name,
+            };
+            node.mount_credentials(ACCESS_KEY, "1");
+            node.start(data, roster.subscribe(), options.clone()).await;
+            nodes.push(node);
+        }
+        let cluster = Self { nodes, roster, client: Client::with_options("client", options.clone()), options, _dir: dir };
+        cluster.members(count);
+        cluster
+    }
+
+    /// The first so many nodes are members.
+    pub fn members(&self, count: usize) {
+        let member = |n: &Node| Member { node: n.name.clone(), weight: 1, leaving: false };
+        let members = Members { generation: 1, members: self.nodes[..count].iter().map(member).collect() };
+        let addresses = self.nodes.iter().map(|n| (n.name.clone(), n.data.ip())).collect();
+        self.roster.send_replace(Arc::new(Roster { members, addresses }));
+    }
+
+    pub async fn stop(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        node.stop.cancel();
+        if let Some(task) = node.task.take() {
+            task.await.unwrap();
+        }
+    }
+
+    pub async fn restart(&mut self, n: usize) {
+        self.stop(n).await;
+        let node = &mut self.nodes[n];
+        let data = TcpListener::bind(node.data).await.unwrap();
+        node.stop = CancellationToken::new();
+        node.start(data, self.roster.subscribe(), self.options.clone()).await;
+    }
+
+    /// The first node's copy.
+    pub fn catalog(&self, snapshot: &str) -> Catalog<File> {
+        Catalog::open(File::open(self.nodes[0].dir.join("catalogs").join(snapshot)).unwrap()).unwrap()
+    }
+
+    pub async fn read(&self, snapshot: &str, index: u64, range: Range<u64>) -> Result<Fetched, ReadError> {
+        let key = self.catalog(snapshot).object_key(index).unwrap();
+        let object = ObjectRef { dataset_uid: UID, snapshot, inode: index + 1, key };
+        let roster = self.roster.borrow().clone();
+        self.client.read(&roster, &object, range).await
+    }
+}
+
+impl Node {
+    async fn start(&mut self, data: TcpListener, roster: watch::Receiver<Arc<Roster>>, peer: Options) {
+        let settings = Settings {
+            node: self.name.clone(),
+            dataset_uid: UID.into(),
+            dir: self.dir.clone(),
+            mounted: Mounted { credentials: self.credentials.clone(), ca: self.dir.with_file_name("ca") },
+            floor: Floor { percent: 0, at_least: 0 },
+            in_flight: 64 << 20,
+            peer,
+        };
+        let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, Metrics::default()));
+        let worker = Arc::new(opening.await.unwrap().unwrap());
+        let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.control = control.local_addr().unwrap();
+        let me = fs::metadata(self.credentials.parent().unwrap()).map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap();
+        let local = Listener::bind(&self.socket, &[me], 0o600).unwrap();
+        let stop = self.stop.clone();
+        self.task = Some(tokio::spawn(async move {
+            serve(Arc::clone(&worker), Listeners { data, control, local }, stop).await.unwrap();
+            worker.save_state().await.unwrap();
+            // Fetches that nobody waits for hold the worker, and with it the lock, until they end.
+            while Arc::strong_count(&worker) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }));
+    }
+
+    /// As the kubelet would.
+    pub fn mount_credentials(&self, access_key: &str, generation: &str) {
+        fs::create_dir_all(&self.credentials).unwrap();
+        for (name, text) in [("accessKeyId", access_key), ("secretAccessKey", "secret"), ("generation", generation)] {
+            fs::write(self.credentials.join(name), text).unwrap();
+        }
+    }
+
+    pub async fn control(&self) -> WorkerClient<Channel> {
+        WorkerClient::connect(format!("http://{}", self.control)).await.unwrap()
+    }
+
+    pub async fn configure(&self, config: pb::Config) {
+        self.control().await.configure(pb::ConfigureRequest { config: Some(config) }).await.unwrap();
+    }
+
+    pub async fn status(&self) -> pb::StatusResponse {
+        self.control().await.status(pb::StatusRequest {}).await.unwrap().into_inner()
+    }
+
+    /// Asks for the status until it says what is waited for.
+    pub async fn until<T>(&self, says: impl Fn(pb::StatusResponse) -> Option<T>) -> T {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let mut control = self.control().await;
+        loop {
+            let status = control.status(pb::StatusRequest {}).await.unwrap().into_inner();
+            if let Some(said) = says(status.clone()) {
+                return said;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{status:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn list(&self, server: &FakeS3) -> String {
+        self.configure(pb::Config { listing_id: "l1".into(), ..orders(server) }).await;
+        self.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await.snapshot
+    }
+
+    pub async fn list_and_preload(&self, server: &FakeS3) -> String {
+        let snapshot = self.list(server).await;
+        self.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(server) }).await;
+        self.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+        snapshot
+    }
+
+    pub async fn ask(&self, request: Request) -> (Reply, Option<OwnedFd>) {
+        let conn = Conn::connect(&self.socket).await.unwrap();
+        conn.send(&request, None).await.unwrap();
+        conn.recv().await.unwrap().unwrap()
+    }
+}

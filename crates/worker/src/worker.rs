@@ -1,0 +1,187 @@
+//! What the parts of the worker share.
+
+use crate::{
+    catalogs::Catalogs,
+    connection::{Connections, Mounted},
+    folder::{self, Folder, FolderError, State},
+    metrics::Metrics,
+    orders::Orders,
+    report::Report,
+};
+use larder_cache::{Cache, CacheError, Floor};
+use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
+use larder_origin::{Error as OriginError, Received};
+use larder_peer::Roster;
+use parking_lot::Mutex;
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// What a worker is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub node: String,
+    pub dataset_uid: String,
+    pub dir: PathBuf,
+    pub mounted: Mounted,
+    pub floor: Floor,
+    pub in_flight: u64,
+    pub peer: larder_peer::Options,
+}
+
+/// Why there is no worker.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// One dataset on one node.
+pub(crate) struct Worker {
+    pub node: String,
+    pub dataset_uid: String,
+    pub folder: Folder,
+    pub mounted: Mounted,
+    pub cache: Cache<OriginError>,
+    pub catalogs: Catalogs,
+    pub orders: watch::Sender<Option<Arc<Orders>>>,
+    pub connections: Connections,
+    pub received: Arc<Received>,
+    pub peers: larder_peer::Client,
+    pub roster: watch::Receiver<Arc<Roster>>,
+    pub report: Report,
+    pub metrics: Metrics,
+    pub state: Mutex<State>,
+    /// Serialises what is written to config.json and state.json, and Erase with both.
+    pub writing: tokio::sync::Mutex<()>,
+    /// KiB of answers that are in memory.
+    pub serving: Arc<Semaphore>,
+    /// Reads that go past the cache, because its disk is full.
+    pub past_cache: Semaphore,
+    /// Cancelled by Erase.
+    pub erased: CancellationToken,
+    pub jobs: TaskTracker,
+}
+
+/// One file of a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub origin: String,
+    pub path: String,
+    pub version: String,
+    pub size: u64,
+    pub key: ObjectKey,
+}
+
+/// Bytes of answers in memory, all peers together.
+const SERVING: usize = 256 << 20;
+/// Reads past the cache at the same time, 4 MiB each.
+const PAST_CACHE: usize = 16;
+
+impl Worker {
+    /// Takes the folder over, as a worker before it left it. Blocks.
+    pub fn open(settings: Settings, roster: watch::Receiver<Arc<Roster>>, metrics: Metrics) -> Result<Self, OpenError> {
+        let folder = Folder::open(&settings.dir)?;
+        let orders: Option<Orders> = folder::load(&folder.orders_file());
+        let state: State = folder::load(&folder.state_file()).unwrap_or_default();
+        let catalogs = Catalogs::load(&folder.catalogs())?;
+        let quota = orders.as_ref().map_or(0, |o| o.quota_bytes);
+        let options = larder_cache::Options { quota, floor: settings.floor, in_flight: settings.in_flight };
+        let cache = Cache::open(folder.path(), options)?;
+        let received = Arc::new(Received::default());
+        received.add_objects(state.origin_bytes);
+        let usage = cache.usage();
+        tracing::info!(
+            folder = %folder.path().display(),
+            files = usage.files,
+            bytes = usage.bytes,
+            catalogs = catalogs.digests().len(),
+            configured = orders.is_some(),
+            "took over the dataset's folder"
+        );
+        let worker = Self {
+            peers: larder_peer::Client::with_options(&settings.node, settings.peer),
+            node: settings.node,
+            dataset_uid: settings.dataset_uid,
+            folder,
+            mounted: settings.mounted,
+            cache,
+            catalogs,
+            orders: watch::Sender::new(orders.map(Arc::new)),
+            connections: Connections::new(),
+            received,
+            roster,
+            report: Report::default(),
+            metrics,
+            state: Mutex::new(state),
+            writing: tokio::sync::Mutex::new(()),
+            serving: Arc::new(Semaphore::new(SERVING >> 10)),
+            past_cache: Semaphore::new(PAST_CACHE),
+            erased: CancellationToken::new(),
+            jobs: TaskTracker::new(),
+        };
+        Ok(worker)
+    }
+
+    /// Writes what survives the process.
+    pub async fn save_state(self: &Arc<Self>) -> Result<(), FolderError> {
+        let _writing = self.writing.lock().await;
+        if self.erased.is_cancelled() {
+            return Ok(());
+        }
+        let worker = Arc::clone(self);
+        let saved = tokio::task::spawn_blocking(move || {
+            let state = {
+                let mut state = worker.state.lock();
+                state.origin_bytes = worker.received.objects();
+                state.clone()
+            };
+            folder::save(&worker.folder.state_file(), &state)
+        });
+        saved.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+    }
+
+    /// Takes new orders: stored first, then in force.
+    pub async fn configure(self: &Arc<Self>, orders: Orders) -> Result<(), FolderError> {
+        let _writing = self.writing.lock().await;
+        if self.orders.borrow().as_deref() == Some(&orders) {
+            return Ok(());
+        }
+        let (worker, orders) = (Arc::clone(self), Arc::new(orders));
+        let stored = Arc::clone(&orders);
+        let saved = tokio::task::spawn_blocking(move || folder::save(&worker.folder.orders_file(), &*stored));
+        saved.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        tracing::info!(
+            generation = orders.generation,
+            source = orders.source.uri,
+            listing = orders.listing_id,
+            snapshot = orders.snapshot,
+            preload = orders.preload,
+            "new orders"
+        );
+        self.cache.set_quota(orders.quota_bytes);
+        self.orders.send_replace(Some(orders));
+        Ok(())
+    }
+
+    /// Does this node own the object? Before the member list is known, whoever is asked does.
+    pub fn owns(&self, key: &ObjectKey) -> bool {
+        self.roster.borrow().members.owner(key).is_none_or(|owner| owner.node == self.node)
+    }
+}
+
+/// A file of a catalog by its position; `None`: there is no such file. Blocks.
+pub(crate) fn locate(catalog: &crate::catalogs::Open, index: u64) -> Result<Option<Located>, CatalogError> {
+    if index >= catalog.entries() {
+        return Ok(None);
+    }
+    let entry = catalog.entry(index)?;
+    if entry.kind != Kind::File {
+        return Ok(None);
+    }
+    let (origin, path, version, size) = (catalog.origin()?, catalog.path(index)?, catalog.version(index)?, entry.size());
+    let key = ObjectKey::new(&origin, &path, &version, size);
+    Ok(Some(Located { origin, path, version, size, key }))
+}

@@ -1,0 +1,216 @@
+//! What every test of Larder does first and last: install it, name a dataset, read it from pods, take it away.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::{Node, condition};
+use crate::dataset::{self, Manifest};
+use crate::images::BUSYBOX;
+use crate::lab::Lab;
+use crate::product;
+use crate::report::step;
+use crate::s3::{ACCESS_KEY, SECRET_KEY};
+
+/// The namespace of operator, plugin and workers.
+pub(super) const SYSTEM: &str = "larder-system";
+
+/// The bucket that datasets are in.
+pub(super) const BUCKET: &str = "datasets";
+
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Installs Larder with helm unless it is there, and waits till all of it runs.
+pub(super) fn install(lab: &Lab) -> Result<()> {
+    let cluster = &lab.cluster;
+    if !cluster.helm(&["list", "--namespace", SYSTEM, "--short"])?.trim().is_empty() {
+        return Ok(());
+    }
+    step("image loaded on every node", || cluster.load_image(cluster.nodes(), &product::archive()))?;
+    step("helm install", || {
+        let values = [
+            format!("image.repository={}", product::IMAGE),
+            format!("image.tag={}", product::TAG),
+            "image.pullPolicy=IfNotPresent".to_owned(),
+            "tiers[0].name=nvme".to_owned(),
+            "tiers[0].hostPath=/mnt/nvme0".to_owned(),
+        ]
+        .join(",");
+        let chart = product::chart();
+        let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+        cluster.helm(&["install", "larder", chart, "--namespace", SYSTEM, "--create-namespace", "--set", &values])
+    })?;
+    step("Larder running", || {
+        for kind in ["deployments", "daemonsets"] {
+            for object in cluster.list(kind, Some(SYSTEM))? {
+                let name = object["metadata"]["name"].as_str().context("an object without a name")?;
+                cluster.wait_rolled_out(kind, SYSTEM, name, INSTALL_TIMEOUT)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A `CacheDataset` in a namespace of its own, of a folder of the bucket.
+pub(super) struct Named<'a> {
+    pub(super) lab: &'a Lab,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+}
+
+impl Named<'_> {
+    /// Namespace, Secret, ConfigMap and CacheDataset, as YAML that a user could write.
+    pub(super) fn yaml(&self) -> Result<String> {
+        let Self { lab, namespace, name } = self;
+        let authority: String = lab.s3.authority()?.lines().map(|line| format!("    {line}\n")).collect();
+        Ok(format!(
+            r#"apiVersion: v1
+kind: Secret
+metadata: {{ name: s3, namespace: {namespace} }}
+stringData: {{ accessKeyId: {ACCESS_KEY}, secretAccessKey: {SECRET_KEY} }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{ name: corp-ca, namespace: {namespace} }}
+data:
+  ca.crt: |
+{authority}---
+apiVersion: larder.dev/v1alpha1
+kind: CacheDataset
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec:
+  source:
+    uri: s3://{BUCKET}/{name}/
+    endpoint: {endpoint}
+    pathStyle: true
+    ca: {{ configMapRef: {{ name: corp-ca }} }}
+    credentials: {{ secretRef: {{ name: s3 }} }}
+  cache:
+    tiers: [{{ name: nvme, quota: 5Gi }}]
+  preload: {{ policy: OnCreate }}
+"#,
+            endpoint = lab.s3.endpoint(),
+        ))
+    }
+
+    /// The object as it is now.
+    pub(super) fn object(&self) -> Result<Value> {
+        self.lab.cluster.get("cachedatasets", Some(self.namespace), self.name)
+    }
+
+    /// Creates it.
+    pub(super) fn create(&self) -> Result<()> {
+        self.lab.cluster.create_namespace(self.namespace)?;
+        self.lab.cluster.apply(&self.yaml()?).map(drop)
+    }
+
+    /// Waits for a condition to be True.
+    pub(super) fn wait(&self, kind: &str, timeout: Duration) -> Result<Value> {
+        let what = format!("cachedataset {}/{} {kind}", self.namespace, self.name);
+        self.lab.cluster.wait_until(&what, timeout, || {
+            let object = self.object()?;
+            ensure!(condition(&object, kind) == Some("True"), "{}", explain(&object));
+            Ok(object)
+        })
+    }
+
+    /// A pod on each node reads every file; returns how long the slowest took.
+    pub(super) fn read_everywhere(&self, manifest: &Manifest, timeout: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        let nodes = self.lab.cluster.nodes();
+        for node in nodes {
+            self.lab.cluster.apply(&self.reader(node).to_string())?;
+        }
+        for node in nodes {
+            let pod = reader_name(node);
+            self.lab.cluster.wait_succeeded(self.namespace, &pod, timeout)?;
+            let log = self.lab.cluster.logs(self.namespace, &pod, None)?;
+            let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
+            dataset::compare(manifest, &sums).with_context(|| format!("what the pod on {} read", node.name()))?;
+        }
+        Ok(started.elapsed())
+    }
+
+    fn reader(&self, node: &Node) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": reader_name(node), "namespace": self.namespace },
+            "spec": {
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 1,
+                "nodeSelector": { "kubernetes.io/hostname": node.name() },
+                "tolerations": [{ "key": "nvidia.com/gpu", "operator": "Exists" }],
+                "containers": [{
+                    "name": "reader",
+                    "image": BUSYBOX,
+                    "imagePullPolicy": "Never",
+                    "command": ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"],
+                    "volumeMounts": [{ "name": "data", "mountPath": "/data", "readOnly": true }],
+                }],
+                "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": self.name } }],
+            },
+        })
+    }
+
+    /// Deletes the readers and the dataset, and waits till nothing of it is left in the cluster and on the nodes' disks.
+    pub(super) fn remove(&self, timeout: Duration) -> Result<()> {
+        let Self { lab, namespace, name } = self;
+        let object = self.object()?;
+        let uid = object["metadata"]["uid"].as_str().context("the dataset has no uid")?;
+        let bound = lab.cluster.find("persistentvolumeclaims", Some(namespace), name)?;
+        let volume = bound.and_then(|claim| claim["spec"]["volumeName"].as_str().map(str::to_owned));
+        for node in lab.cluster.nodes() {
+            lab.cluster.delete_and_wait("pods", Some(namespace), &reader_name(node), timeout)?;
+        }
+        lab.cluster.delete_and_wait("cachedatasets", Some(namespace), name, timeout)?;
+        lab.cluster.wait_until("nothing left of the dataset", timeout, || {
+            ensure!(lab.cluster.find("persistentvolumeclaims", Some(namespace), name)?.is_none(), "the PVC is");
+            if let Some(volume) = &volume {
+                ensure!(lab.cluster.find("persistentvolumes", None, volume)?.is_none(), "the PV is");
+            }
+            for kind in ["daemonsets", "services", "configmaps", "secrets", "pods"] {
+                let left = lab.cluster.list(kind, Some(SYSTEM))?;
+                let left = left.iter().find(|object| object["metadata"]["labels"]["larder.dev/dataset-uid"] == uid);
+                ensure!(left.is_none(), "one of the {kind} is");
+            }
+            for node in lab.cluster.gpu_nodes() {
+                let data = node.nvme().join("larder").join(uid);
+                ensure!(!data.exists(), "{} is, on {}", data.display(), node.name());
+            }
+            for node in lab.cluster.nodes() {
+                let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", node.holder()?)).context("mounts of a node")?;
+                ensure!(!mounts.contains(uid), "a mount on {} is", node.name());
+            }
+            Ok(())
+        })?;
+        lab.cluster.delete("namespaces", None, namespace)
+    }
+}
+
+fn reader_name(node: &Node) -> String {
+    format!("reader-{}", node.name())
+}
+
+/// The conditions that are not True, and how far the preload is, in one line.
+pub(super) fn explain(object: &Value) -> String {
+    let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut parts: Vec<String> = conditions
+        .iter()
+        .filter(|condition| condition["status"] != "True")
+        .map(|condition| {
+            let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {}: {}", text("type"), text("reason"), text("message"))
+        })
+        .collect();
+    if conditions.is_empty() {
+        parts.push("it has no conditions yet".to_owned());
+    }
+    if let Some(percent) = object["status"]["cache"]["percent"].as_u64() {
+        parts.push(format!("{percent} % cached"));
+    }
+    parts.join("; ")
+}
