@@ -46,12 +46,14 @@ pub mod stage {
     pub const NODE: &str = "internal-node";
 }
 
-/// This very program.
+/// This very program; if it was built anew meanwhile, the new one.
 ///
 /// # Errors
 /// `/proc` is not mounted.
 pub fn this_program() -> Result<PathBuf> {
-    std::env::current_exe().context("find this program's file")
+    let path = std::env::current_exe().context("find this program's file")?;
+    let replaced = path.to_str().and_then(|p| p.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(replaced.unwrap_or(path))
 }
 
 /// Runs this program with `arguments` inside a new capsule until it ends; returns its exit status.

@@ -1,8 +1,12 @@
 //! Everything that must pass before a change lands, in the order in which failures are found soonest.
 
-use anyhow::Result;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Instant;
 
-use crate::product::cargo;
+use anyhow::{Context as _, Result};
+
+use crate::product;
 use crate::report::say;
 use crate::tools::Tools;
 
@@ -15,37 +19,97 @@ pub struct Tally {
     pub failed: usize,
 }
 
-/// The checks that need no cluster. Each is a cargo command; the name is what a person calls it.
-const CHECKS: [(&str, &[&str]); 5] = [
-    ("format", &["fmt", "--all", "--check"]),
-    ("lints", &["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
-    ("crds_are_fresh", &["run", "--release", "--locked", "--package", "larder-xtask", "--", "crds", "--check"]),
-    ("manifests_are_fresh", &["run", "--release", "--locked", "--package", "larder-xtask", "--", "manifests", "--check"]),
-    (UNIT, &["test", "--release", "--workspace", "--locked", "--no-fail-fast"]),
+/// How long a part of the run took.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    name: String,
+    seconds: u64,
+}
+
+impl Phase {
+    /// From then to now.
+    #[must_use]
+    pub fn since(name: &str, start: Instant) -> Self {
+        Self { name: name.to_owned(), seconds: start.elapsed().as_secs() }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.seconds)
+    }
+}
+
+impl FromStr for Phase {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, seconds) = text.split_once('=').context("want NAME=SECONDS")?;
+        Ok(Self { name: name.to_owned(), seconds: seconds.parse().context("want NAME=SECONDS")? })
+    }
+}
+
+/// A check that is a program and its arguments; the name is what a person calls it.
+type Check = (&'static str, &'static str, &'static [&'static str]);
+
+const CARGO: &str = "cargo";
+const XTASK: &str = "target/release/larder-xtask";
+
+/// Before anything is compiled for real.
+const SOURCES: [Check; 2] = [
+    ("format", CARGO, &["fmt", "--all", "--check"]),
+    ("lints", CARGO, &["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+];
+
+/// With everything compiled.
+const BUILT: [Check; 3] = [
+    ("crds_are_fresh", XTASK, &["crds", "--check"]),
+    ("manifests_are_fresh", XTASK, &["manifests", "--check"]),
+    (UNIT, CARGO, &["test", "--release", "--workspace", "--all-targets", "--locked", "--no-fail-fast"]),
 ];
 
 const UNIT: &str = "unit_tests";
 
-/// Runs the checks, one line for each.
-pub fn checks(tools: &Tools) -> Tally {
+/// Builds everything and runs the checks that need no cluster, one line for each.
+pub fn checks(tools: &Tools) -> (Tally, Vec<Phase>) {
     let mut tally = Tally::default();
-    for (name, arguments) in CHECKS {
-        say(format!("check {name}"));
-        let outcome = cargo(tools, name, arguments);
-        let (passed, failed) = match &outcome {
-            Ok(output) if name == UNIT => counts(output),
-            Ok(_) => (1, 0),
-            Err(error) => counts(&error.to_string()),
-        };
-        tally.passed += passed;
-        tally.failed += failed.max(usize::from(outcome.is_err()));
-        match outcome {
-            Ok(_) if name == UNIT => say(format!("ok {name} ({passed} passed)")),
-            Ok(_) => say(format!("ok {name}")),
-            Err(error) => say(format!("FAILED {name}: {error:#}")),
-        }
+    let mut phases = Vec::new();
+    for check in SOURCES {
+        run_check(tools, check, &mut tally, &mut phases);
     }
-    tally
+    let start = Instant::now();
+    let built = product::build(tools, product::Scope::Workspace);
+    phases.push(Phase::since("build", start));
+    if let Err(error) = built {
+        say(format!("FAILED build: {error:#}"));
+        // Nothing may be tested that is not this checkout.
+        let _ = std::fs::remove_file(product::archive());
+        tally.failed += 1;
+        return (tally, phases);
+    }
+    for check in BUILT {
+        run_check(tools, check, &mut tally, &mut phases);
+    }
+    (tally, phases)
+}
+
+fn run_check(tools: &Tools, (name, program, arguments): Check, tally: &mut Tally, phases: &mut Vec<Phase>) {
+    say(format!("check {name}"));
+    let start = Instant::now();
+    let outcome = product::run(tools, program, name, arguments);
+    let (passed, failed) = match &outcome {
+        Ok(output) if name == UNIT => counts(output),
+        Ok(_) => (1, 0),
+        Err(_) if name == UNIT => counts(&product::last_output()),
+        Err(_) => (0, 1),
+    };
+    tally.passed += passed;
+    tally.failed += failed.max(usize::from(outcome.is_err()));
+    phases.push(Phase::since(name, start));
+    match outcome {
+        Ok(_) if name == UNIT => say(format!("ok {name} ({passed} passed)")),
+        Ok(_) => say(format!("ok {name}")),
+        Err(error) => say(format!("FAILED {name}: {error:#}")),
+    }
 }
 
 /// Sums the closing lines of the test programs in what `cargo test` printed.
@@ -60,8 +124,11 @@ fn counts(output: &str) -> (usize, usize) {
         .fold((0, 0), |(passed, failed), line| (passed + number(line, " passed"), failed + number(line, " failed")))
 }
 
-/// The line that says how it all ended; the last one of a run.
-pub fn conclude(tally: Tally) -> Result<i32> {
+/// Where the time went, and the line that says how it all ended; the last one of a run.
+pub fn conclude(tally: Tally, phases: &[Phase]) -> Result<i32> {
+    for phase in phases {
+        say(format!("  {:<22} {:>6} s", phase.name, phase.seconds));
+    }
     say(format!("{} passed, {} failed", tally.passed, tally.failed));
     Ok(i32::from(tally.failed > 0))
 }

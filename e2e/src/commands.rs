@@ -6,12 +6,13 @@ mod preflight;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::capsule::{self, stage};
-use crate::ci::{self, Tally};
+use crate::ci::{self, Phase, Tally};
 use crate::cluster::{ClusterSpec, node_holder};
 use crate::lab::Lab;
 use crate::product;
@@ -120,6 +121,9 @@ pub struct TestArgs {
     /// Add this many to those that failed
     #[arg(long, hide = true, default_value_t = 0)]
     failed: usize,
+    /// What came before, and how long it took
+    #[arg(long = "phase", hide = true)]
+    phases: Vec<Phase>,
 }
 
 /// Arguments of `ci`.
@@ -207,12 +211,15 @@ fn test(arguments: &TestArgs) -> Result<i32> {
         preflight::check()?;
         let tools = Tools::install(Wanted::All)?;
         if !arguments.no_build && tests.iter().any(|test| test.needs_larder) {
-            product::build(&tools)?;
+            product::build(&tools, product::Scope::Product)?;
         }
     }
     in_capsule(&own_arguments(), |run, tools| {
         let tally = Tally { passed: arguments.passed, failed: arguments.failed };
-        ci::conclude(suite::run(run, tools, &tests, tally)?)
+        let start = Instant::now();
+        let tally = suite::run(run, tools, &tests, tally)?;
+        let phases = [arguments.phases.as_slice(), &[Phase::since("cluster_tests", start)]].concat();
+        ci::conclude(tally, &phases)
     })
 }
 
@@ -222,15 +229,17 @@ fn ci(arguments: CiArgs) -> Result<i32> {
         return again(["test".into()].into_iter().chain(arguments.filter.map(OsString::from)));
     }
     preflight::check()?;
+    let start = Instant::now();
     let tools = Tools::install(Wanted::All)?;
-    let mut tally = ci::checks(&tools);
-    if let Err(error) = product::build(&tools) {
-        say(format!("FAILED image: {error:#}"));
-        tally.failed += 1;
-        return ci::conclude(tally);
+    let installed = Phase::since("tools", start);
+    let (tally, mut phases) = ci::checks(&tools);
+    phases.insert(0, installed);
+    if !product::archive().exists() {
+        return ci::conclude(tally, &phases);
     }
     let counts = [format!("--passed={}", tally.passed), format!("--failed={}", tally.failed)];
-    again(["test".into()].into_iter().chain(counts.map(OsString::from)))
+    let phases = phases.iter().map(|phase| format!("--phase={phase}"));
+    again(["test".into(), "--no-build".into()].into_iter().chain(counts.into_iter().chain(phases).map(OsString::from)))
 }
 
 /// Becomes this program with other arguments.
@@ -243,7 +252,7 @@ fn demo(no_build: bool) -> Result<i32> {
         preflight::check()?;
         let tools = Tools::install(Wanted::Cluster)?;
         if !no_build {
-            product::build(&tools)?;
+            product::build(&tools, product::Scope::Product)?;
         }
         if std::env::var_os("KEEP").is_some_and(|keep| !keep.is_empty() && keep != "0") {
             return keep::up(true);

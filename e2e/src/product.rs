@@ -25,29 +25,51 @@ pub fn chart() -> PathBuf {
     repository().join("charts/larder")
 }
 
+/// How much is compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The product.
+    Product,
+    /// The product and all tests at once: cargo unites the features of what it builds together, so building the product by
+    /// itself first would compile many libraries twice.
+    Workspace,
+}
+
 /// Builds the binary and its image archive.
 ///
 /// # Errors
 /// Either does not build.
-pub fn build(tools: &Tools) -> Result<()> {
-    cargo(tools, "building larder", &["build", "--release", "--locked", "--package", "larder-cli"])?;
+pub fn build(tools: &Tools, scope: Scope) -> Result<()> {
+    let what: &[&str] = match scope {
+        Scope::Product => &["--package", "larder-cli", "--package", "larder-xtask"],
+        Scope::Workspace => &["--workspace", "--all-targets"],
+    };
+    run(tools, "cargo", "building larder", &[&["build", "--release", "--locked"], what].concat())?;
     let runtime = tools.image_root();
     let runtime = runtime.to_str().context("the cache's path is not UTF-8")?;
-    let images = ["run", "--release", "--locked", "--package", "larder-xtask", "--", "images", "--runtime", runtime];
-    cargo(tools, "building the image", &images)?;
+    run(tools, "target/release/larder-xtask", "building the image", &["images", "--runtime", runtime])?;
     Ok(())
 }
 
-/// Runs cargo in the checkout, with the pinned tools in `PATH`; returns what it printed. While it lasts, the last line of
+/// What the program that ran last has printed.
+pub fn last_output() -> String {
+    std::fs::read_to_string(log()).unwrap_or_default()
+}
+
+fn log() -> PathBuf {
+    repository().join("target/e2e/build.log")
+}
+
+/// Runs a program in the checkout, with the pinned tools in `PATH`; returns what it printed. While it lasts, the last line of
 /// that is shown now and then.
 ///
 /// # Errors
 /// It failed; the message is the end of what it printed.
-pub fn cargo(tools: &Tools, what: &str, arguments: &[&str]) -> Result<String> {
-    let log = repository().join("target/e2e/cargo.log");
+pub fn run(tools: &Tools, program: &str, what: &str, arguments: &[&str]) -> Result<String> {
+    let log = log();
     let _ = std::fs::remove_file(&log);
     let out = append_to(&log)?;
-    let mut command = Command::new("cargo");
+    let mut command = Command::new(program);
     command
         .args(arguments)
         .current_dir(repository())
@@ -60,10 +82,10 @@ pub fn cargo(tools: &Tools, what: &str, arguments: &[&str]) -> Result<String> {
         what,
         || tail(&log, 1),
         || {
-            if !command.status().context("run cargo")?.success() {
+            if !command.status().with_context(|| format!("start `{}`", line(&command)))?.success() {
                 bail!("`{}` failed:\n{}", line(&command), tail(&log, 60));
             }
-            std::fs::read_to_string(&log).context("read cargo's output")
+            std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))
         },
     )
 }

@@ -69,11 +69,8 @@ impl Index {
         if gone {
             return self.datasets.contains_key(&uid) && self.update(&uid, |d| drop(d.slices.remove(&name)));
         }
-        let addresses = slice
-            .endpoints
-            .iter()
-            .filter_map(|e| Some((e.node_name.clone()?, e.addresses.first()?.parse().ok()?)))
-            .collect();
+        let addresses =
+            slice.endpoints.iter().filter_map(|e| Some((e.node_name.clone()?, e.addresses.first()?.parse().ok()?))).collect();
         self.update(&uid, |d| drop(d.slices.insert(name, addresses)))
     }
 

@@ -1,7 +1,9 @@
 //! Deletion: each step waits for the one before, and each is idempotent, so that whoever comes next goes on.
 //!
-//! 1. The claim is deleted; it stays while pods use it. 2. Workers erase what is on the disks, best effort: a node that does not
-//! answer is not waited for. 3. Workers, Service, copies, list and volume are deleted. 4. The finalizer goes.
+//! 1. The claim is deleted; it stays while pods use it.
+//! 2. Workers erase what is on the disks, best effort: a node that does not answer is not waited for.
+//! 3. Workers, Service, copies, list and volume are deleted.
+//! 4. The finalizer goes.
 
 use super::{
     Context,
