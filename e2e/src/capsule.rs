@@ -56,12 +56,19 @@ pub fn this_program() -> Result<PathBuf> {
     Ok(replaced.unwrap_or(path))
 }
 
+/// The run's own copy of this program, for all that is started in the course of the run: a build in the meantime may replace
+/// the original by another version.
+pub(crate) fn own_program(run: &RunDir) -> PathBuf {
+    run.path("larder-e2e")
+}
+
 /// Runs this program with `arguments` inside a new capsule until it ends; returns its exit status.
 ///
 /// # Errors
 /// The capsule cannot be made. Whatever happens, nothing of it is left behind.
 pub fn run(run: &RunDir, tools: &Tools, arguments: &[OsString]) -> Result<i32> {
     cgroup::sweep();
+    std::fs::copy("/proc/self/exe", own_program(run)).context("copy this program into the run")?;
     // From here on the signals come through `wait` below; children get an empty mask from the standard library.
     let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect::<SigSet>();
     signals.thread_block().context("block signals")?;
@@ -73,7 +80,7 @@ pub fn run(run: &RunDir, tools: &Tools, arguments: &[OsString]) -> Result<i32> {
 
 fn start(run: &RunDir, tools: &Tools, arguments: &[OsString]) -> Result<Child> {
     let environment = tools.environment(&run.path("bin"));
-    let child = Command::new(this_program()?)
+    let child = Command::new(own_program(run))
         .arg(stage::ENTER)
         .args(arguments)
         .envs(environment.iter().cloned())
@@ -123,7 +130,7 @@ pub fn enter(arguments: &[OsString]) -> Result<()> {
     }
     let error = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child", "--"])
-        .arg(this_program()?)
+        .arg(own_program(&RunDir::current()?))
         .arg(stage::INIT)
         .args(arguments)
         .exec();

@@ -1,7 +1,10 @@
 //! The tests, in the order in which they run.
 
+mod bad_input;
 mod cluster;
+mod datasets;
 mod first_light;
+mod install;
 mod larder;
 
 use std::time::Duration;
@@ -9,6 +12,9 @@ use std::time::Duration;
 use crate::suite::Test;
 
 pub use first_light::demo;
+
+/// Limit of tests that wait for back-offs.
+const LONG: Duration = Duration::from_secs(600);
 
 /// All tests.
 pub const ALL: &[Test] = &[
@@ -18,4 +24,37 @@ pub const ALL: &[Test] = &[
     Test::new("cluster_survives_a_kubelet_restart", cluster::survives_a_kubelet_restart).without_larder(),
     Test::new("origin_serves_objects_and_counts_them", cluster::origin_serves_objects_and_counts_them).without_larder(),
     Test::new("first_light", first_light::first_light).within(Duration::from_secs(400)),
+    Test::new(
+        "datasets_live_beside_each_other_also_with_the_same_name",
+        datasets::datasets_live_beside_each_other_also_with_the_same_name,
+    )
+    .within(LONG),
+    Test::new(
+        "a_pod_that_comes_before_its_dataset_runs_when_it_is_ready",
+        datasets::a_pod_that_comes_before_its_dataset_runs_when_it_is_ready,
+    )
+    .within(LONG),
+    Test::new(
+        "deletion_waits_for_pods_and_the_dataset_can_come_back",
+        datasets::deletion_waits_for_pods_and_the_dataset_can_come_back,
+    )
+    .within(LONG),
+    Test::new("killed_daemons_come_back_and_no_byte_is_wrong", datasets::killed_daemons_come_back_and_no_byte_is_wrong)
+        .within(LONG),
+    Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
+    Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
+    Test::new(
+        "an_origin_that_is_down_is_named_and_cached_data_is_read",
+        bad_input::an_origin_that_is_down_is_named_and_cached_data_is_read,
+    )
+    .within(LONG),
+    Test::new(
+        "helm_uninstall_spares_pods_and_a_new_install_finds_the_data",
+        install::helm_uninstall_spares_pods_and_a_new_install_finds_the_data,
+    )
+    .within(LONG),
+    Test::new("the_api_server_refuses_what_the_schema_forbids", bad_input::the_api_server_refuses_what_the_schema_forbids),
+    Test::new("plain_manifests_install_larder_too", install::plain_manifests_install_larder_too)
+        .within(LONG)
+        .on_its_own_cluster(),
 ];

@@ -11,7 +11,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::mounts::{bind, tmpfs};
-use super::this_program;
+use super::own_program;
 use crate::process::Run as _;
 use crate::run_dir::RunDir;
 use crate::s3;
@@ -22,7 +22,7 @@ use crate::tools::Tools;
 /// # Errors
 /// The harness cannot be started.
 pub fn init(arguments: &[OsString]) -> Result<i32> {
-    let child = Command::new(this_program()?).args(arguments).spawn().context("start the harness")?;
+    let child = Command::new(own_program(&RunDir::current()?)).args(arguments).spawn().context("start the harness")?;
     let harness = Pid::from_raw(child.id().cast_signed());
     loop {
         match waitpid(None, None) {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result};
 use nix::unistd::setsid;
 
-use super::{cgroup, stage, this_program};
+use super::{cgroup, own_program, stage};
 use crate::process::append_to;
 use crate::run_dir::RunDir;
 
@@ -16,7 +16,7 @@ pub(super) struct Janitor(Child);
 /// Starts the janitor, in a session of its own so that no signal to the owner's group reaches it.
 pub(super) fn start(run: &RunDir) -> Result<Janitor> {
     let log = append_to(&run.log("janitor"))?;
-    Command::new(this_program()?)
+    Command::new(own_program(run))
         .args([stage::JANITOR, run.id()])
         .stdin(Stdio::piped())
         .stdout(log.try_clone().context("duplicate a log file")?)

@@ -15,7 +15,7 @@ use super::network::{Host, node_address};
 use super::node_holder::{NVME_FOLDER, READY};
 use super::spec::{NodeKind, NodeSpec};
 use super::{Component, node_files, poisoned};
-use crate::capsule::{cgroup, stage, this_program};
+use crate::capsule::{cgroup, own_program, stage};
 use crate::process::Run as _;
 use crate::run_dir::RunDir;
 use crate::tools::Tools;
@@ -131,7 +131,7 @@ impl Node {
             self.host
                 .command("unshare")
                 .args(["--mount", "--uts", "--propagation", "private", "--"])
-                .arg(this_program()?)
+                .arg(own_program(&self.run))
                 .arg(stage::NODE)
                 .arg(&self.folder)
                 .args([self.name(), &self.spec.kind.to_string()]),

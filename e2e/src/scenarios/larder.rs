@@ -122,16 +122,71 @@ spec:
         let started = Instant::now();
         let nodes = self.lab.cluster.nodes();
         for node in nodes {
-            self.lab.cluster.apply(&self.reader(node).to_string())?;
+            self.start_reader(node)?;
         }
         for node in nodes {
-            let pod = reader_name(node);
-            self.lab.cluster.wait_succeeded(self.namespace, &pod, timeout)?;
-            let log = self.lab.cluster.logs(self.namespace, &pod, None)?;
-            let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
-            dataset::compare(manifest, &sums).with_context(|| format!("what the pod on {} read", node.name()))?;
+            self.check_reader(node, manifest, timeout)?;
         }
         Ok(started.elapsed())
+    }
+
+    /// Starts a pod that reads every file.
+    pub(super) fn start_reader(&self, node: &Node) -> Result<()> {
+        self.lab.cluster.apply(&self.reader(node).to_string()).map(drop)
+    }
+
+    /// Waits till it has, and compares; returns how long that took.
+    pub(super) fn check_reader(&self, node: &Node, manifest: &Manifest, timeout: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        let pod = reader_name(node);
+        self.lab.cluster.wait_succeeded(self.namespace, &pod, timeout)?;
+        let log = self.lab.cluster.logs(self.namespace, &pod, None)?;
+        let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
+        dataset::compare(manifest, &sums).with_context(|| format!("what the pod on {} read", node.name()))?;
+        Ok(started.elapsed())
+    }
+
+    /// The message of the Event that says why the reader's volume is not mounted.
+    pub(super) fn wait_mount_event(&self, node: &Node, timeout: Duration) -> Result<String> {
+        let pod = reader_name(node);
+        self.lab.cluster.wait_until(&format!("an Event that says why {pod} waits"), timeout, || {
+            let events = self.lab.cluster.list("events", Some(self.namespace))?;
+            let event =
+                events.iter().find(|event| event["involvedObject"]["name"] == pod.as_str() && event["reason"] == "FailedMount");
+            let message = event.and_then(|event| event["message"].as_str()).context("none yet")?;
+            Ok(message.to_owned())
+        })
+    }
+
+    /// Starts a pod that keeps the dataset mounted, and waits till it runs.
+    pub(super) fn start_holder(&self, node: &Node) -> Result<()> {
+        let mut pod = self.reader(node);
+        pod["metadata"]["name"] = json!("holder");
+        pod["spec"]["containers"][0]["command"] = json!(["sleep", "86400"]);
+        self.lab.cluster.apply(&pod.to_string())?;
+        self.lab.cluster.wait_ready(self.namespace, "holder", Duration::from_secs(120)).map(drop)
+    }
+
+    /// Lets that pod read every file.
+    pub(super) fn check_holder(&self, manifest: &Manifest) -> Result<()> {
+        let read = ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"];
+        let log = self.lab.cluster.exec(self.namespace, "holder", None, &read)?;
+        let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
+        dataset::compare(manifest, &sums).context("what the pod that was there all the time read")
+    }
+
+    /// Waits for a condition to be False for a reason, with a message that names something.
+    pub(super) fn wait_reason(&self, kind: &str, reason: &str, names: &str, timeout: Duration) -> Result<()> {
+        let what = format!("cachedataset {}/{} {kind}=False for {reason}", self.namespace, self.name);
+        self.lab.cluster.wait_until(&what, timeout, || {
+            let object = self.object()?;
+            let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let found = conditions.iter().find(|condition| condition["type"] == kind).context("no such condition yet")?;
+            ensure!(found["status"] == "False" && found["reason"] == reason, "{}", explain(&object));
+            let message = found["message"].as_str().unwrap_or_default();
+            ensure!(message.contains(names), "the message does not name {names}: {message}");
+            Ok(())
+        })
     }
 
     fn reader(&self, node: &Node) -> Value {
@@ -156,16 +211,21 @@ spec:
         })
     }
 
-    /// Deletes the readers and the dataset, and waits till nothing of it is left in the cluster and on the nodes' disks.
+    /// Deletes the readers and the dataset, waits till nothing of it is left in the cluster and on the nodes' disks, and
+    /// deletes the namespace.
     pub(super) fn remove(&self, timeout: Duration) -> Result<()> {
+        self.remove_but_namespace(timeout)?;
+        self.lab.cluster.delete("namespaces", None, self.namespace)
+    }
+
+    /// The same without the last step.
+    pub(super) fn remove_but_namespace(&self, timeout: Duration) -> Result<()> {
         let Self { lab, namespace, name } = self;
         let object = self.object()?;
         let uid = object["metadata"]["uid"].as_str().context("the dataset has no uid")?;
         let bound = lab.cluster.find("persistentvolumeclaims", Some(namespace), name)?;
         let volume = bound.and_then(|claim| claim["spec"]["volumeName"].as_str().map(str::to_owned));
-        for node in lab.cluster.nodes() {
-            lab.cluster.delete_and_wait("pods", Some(namespace), &reader_name(node), timeout)?;
-        }
+        self.remove_readers(timeout)?;
         lab.cluster.delete_and_wait("cachedatasets", Some(namespace), name, timeout)?;
         lab.cluster.wait_until("nothing left of the dataset", timeout, || {
             ensure!(lab.cluster.find("persistentvolumeclaims", Some(namespace), name)?.is_none(), "the PVC is");
@@ -186,8 +246,15 @@ spec:
                 ensure!(!mounts.contains(uid), "a mount on {} is", node.name());
             }
             Ok(())
-        })?;
-        lab.cluster.delete("namespaces", None, namespace)
+        })
+    }
+
+    /// Deletes the pods of [`Named::read_everywhere`].
+    pub(super) fn remove_readers(&self, timeout: Duration) -> Result<()> {
+        for node in self.lab.cluster.nodes() {
+            self.lab.cluster.delete_and_wait("pods", Some(self.namespace), &reader_name(node), timeout)?;
+        }
+        Ok(())
     }
 }
 

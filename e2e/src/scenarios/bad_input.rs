@@ -1,0 +1,161 @@
+//! What users get wrong: a condition that names the object and the remedy, a pod that says why it waits, and healing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::larder::{BUCKET, Named, install};
+use crate::dataset::{Dataset, Manifest};
+use crate::lab::Lab;
+use crate::report::say;
+use crate::s3::SECRET_KEY;
+
+const WAIT: Duration = Duration::from_secs(90);
+/// From the cause being gone to the pod having run; the kubelet's back-off is most of it.
+const HEAL: Duration = Duration::from_secs(130);
+
+struct Case {
+    name: &'static str,
+    /// What is wrong in the YAML: this text is replaced with that.
+    wrong: (&'static str, &'static str),
+    condition: &'static str,
+    reason: &'static str,
+    /// The message names this.
+    names: &'static str,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "wrong-key",
+        wrong: (SECRET_KEY, "not-the-secret-key"),
+        condition: "SnapshotTaken",
+        reason: "AccessDenied",
+        names: "datasets",
+    },
+    Case {
+        name: "no-secret",
+        wrong: ("metadata: { name: s3,", "metadata: { name: s3-of-another-name,"),
+        condition: "WorkersReady",
+        reason: "SecretNotFound",
+        names: "s3",
+    },
+    Case {
+        name: "no-key",
+        wrong: ("secretAccessKey:", "secretKey:"),
+        condition: "WorkersReady",
+        reason: "SecretKeyMissing",
+        names: "secretAccessKey",
+    },
+    Case {
+        name: "no-ca",
+        wrong: ("metadata: { name: corp-ca,", "metadata: { name: corp-ca-of-another-name,"),
+        condition: "WorkersReady",
+        reason: "CaNotFound",
+        names: "corp-ca",
+    },
+];
+
+fn write(lab: &Lab, folder: &str, seed: u64) -> Result<Manifest> {
+    let mut files = Dataset::small(seed);
+    files.shards.truncate(1);
+    files.small = 20;
+    files.write(&lab.s3.bucket(BUCKET)?.join(folder))
+}
+
+/// Wrong at first, put right while a pod waits.
+pub(super) fn bad_credentials_are_named_and_heal(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    for (n, case) in CASES.iter().enumerate() {
+        let named = Named { lab, namespace: case.name, name: case.name };
+        let manifest = write(lab, case.name, 100 + n as u64)?;
+        let right = named.yaml()?;
+        let wrong = right.replace(case.wrong.0, case.wrong.1);
+        ensure!(wrong != right, "{}: nothing was made wrong", case.name);
+        lab.cluster.create_namespace(case.name)?;
+        lab.cluster.apply(&wrong)?;
+        named.wait_reason(case.condition, case.reason, case.names, WAIT)?;
+        heals(&named, &manifest, || lab.cluster.apply(&right).map(drop))?;
+    }
+    Ok(())
+}
+
+/// A prefix without objects and a bucket that is not there, until they are.
+pub(super) fn missing_data_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    lab.s3.bucket(BUCKET)?;
+    let named = Named { lab, namespace: "no-data", name: "no-data" };
+    named.create()?;
+    named.wait_reason("SnapshotTaken", "EmptySource", "no-data", WAIT)?;
+    let mut manifest = Manifest::new();
+    heals_with(&named, &mut manifest, || write(lab, "no-data", 201))?;
+
+    let named = Named { lab, namespace: "no-bucket", name: "no-bucket" };
+    let yaml = named.yaml()?.replace(&format!("s3://{BUCKET}/"), "s3://later/");
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&yaml)?;
+    named.wait_reason("SnapshotTaken", "BucketNotFound", "later", WAIT)?;
+    let mut manifest = Manifest::new();
+    heals_with(&named, &mut manifest, || {
+        let mut files = Dataset::small(202);
+        files.shards.truncate(1);
+        files.small = 20;
+        files.write(&lab.s3.bucket("later")?.join("no-bucket"))
+    })
+}
+
+/// The origin is away: what is cached is read all the same, what is not waits for it.
+pub(super) fn an_origin_that_is_down_is_named_and_cached_data_is_read(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let cached = Named { lab, namespace: "cached", name: "cached" };
+    let manifest = write(lab, "cached", 301)?;
+    cached.create()?;
+    cached.wait("Preloaded", WAIT)?;
+    let later = Named { lab, namespace: "later", name: "later" };
+    let later_manifest = write(lab, "later", 302)?;
+    lab.s3.stop()?;
+    cached.read_everywhere(&manifest, WAIT)?;
+    later.create()?;
+    later.wait_reason("SnapshotTaken", "OriginUnreachable", "s3.lab.internal", WAIT)?;
+    heals(&later, &later_manifest, || lab.s3.resume())?;
+    cached.remove(WAIT)
+}
+
+/// Refused by the API server, with the field's name.
+pub(super) fn the_api_server_refuses_what_the_schema_forbids(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "refused", name: "refused" };
+    let right = named.yaml()?;
+    lab.cluster.create_namespace(named.namespace)?;
+    for (from, to, field) in [
+        ("uri: s3://", "uri: ftp://", "uri"),
+        ("quota: 5Gi", "quota: 0", "quota"),
+        ("policy: OnCreate", "policy: Sometimes", "policy"),
+        ("credentials: { secretRef: { name: s3 } }", "credentials: {}", "credentials"),
+    ] {
+        let wrong = right.replace(from, to);
+        ensure!(wrong != right, "{field}: nothing was made wrong");
+        let error = lab.cluster.apply(&wrong).err().with_context(|| format!("{field}: `{to}` was accepted"))?;
+        ensure!(format!("{error:#}").contains(field), "{field}: the message does not name it: {error:#}");
+    }
+    lab.cluster.delete("namespaces", None, named.namespace)
+}
+
+/// A pod waits, its Event says why; then the cause goes away, and the pod runs.
+fn heals(named: &Named<'_>, manifest: &Manifest, put_right: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut manifest = manifest.clone();
+    heals_with(named, &mut manifest.clone(), || {
+        put_right()?;
+        Ok(std::mem::take(&mut manifest))
+    })
+}
+
+fn heals_with(named: &Named<'_>, manifest: &mut Manifest, put_right: impl FnOnce() -> Result<Manifest>) -> Result<()> {
+    let node = &named.lab.cluster.nodes()[0];
+    named.start_reader(node)?;
+    let why = named.wait_mount_event(node, WAIT)?;
+    say(format!("  the pod's event: {why}"));
+    *manifest = put_right()?;
+    let took = named.check_reader(node, manifest, HEAL)?;
+    say(format!("  {}: the pod had run {:.0} s after the cause was gone", named.name, took.as_secs_f64()));
+    named.remove(WAIT)
+}

@@ -1,0 +1,129 @@
+//! Datasets beside each other, before their pods, after their pods, and again.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::larder::{BUCKET, Named, SYSTEM, install};
+use crate::dataset::{Dataset, Manifest};
+use crate::lab::Lab;
+use crate::s3::Request;
+
+const WAIT: Duration = Duration::from_secs(120);
+
+fn write(named: &Named<'_>, seed: u64) -> Result<Manifest> {
+    let mut files = Dataset::small(seed);
+    files.shards.truncate(1);
+    files.small = 60;
+    files.write(&named.lab.s3.bucket(BUCKET)?.join(named.name))
+}
+
+/// The workers of a dataset know it by its uid, not by its name.
+pub(super) fn datasets_live_beside_each_other_also_with_the_same_name(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let all = [("team-a", "shared"), ("team-b", "shared"), ("team-a", "other")];
+    let all = all.map(|(namespace, name)| Named { lab, namespace, name });
+    let manifests = [write(&all[0], 11)?, write(&all[1], 11)?, write(&all[2], 12)?];
+    for named in &all {
+        named.create()?;
+    }
+    for (named, manifest) in all.iter().zip(&manifests) {
+        named.wait("Preloaded", WAIT)?;
+        named.read_everywhere(manifest, WAIT)?;
+        named.remove_readers(WAIT)?;
+    }
+    // The namespace goes with the last dataset in it.
+    all[2].remove_but_namespace(WAIT)?;
+    all[1].remove(WAIT)?;
+    all[0].remove(WAIT)
+}
+
+/// A user may apply everything in one go, in any order.
+pub(super) fn a_pod_that_comes_before_its_dataset_runs_when_it_is_ready(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "early", name: "late" };
+    let manifest = write(&named, 21)?;
+    lab.cluster.create_namespace(named.namespace)?;
+    for node in lab.cluster.nodes() {
+        named.start_reader(node)?;
+    }
+    named.create()?;
+    for node in lab.cluster.nodes() {
+        named.check_reader(node, &manifest, Duration::from_secs(200))?;
+    }
+    named.remove(WAIT)
+}
+
+/// Deleting takes nothing away from a pod, and says whom it waits for; created again, the dataset is as new.
+pub(super) fn deletion_waits_for_pods_and_the_dataset_can_come_back(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "again", name: "again" };
+    let manifest = write(&named, 31)?;
+    named.create()?;
+    named.wait("Ready", WAIT)?;
+    let node = &lab.cluster.nodes()[0];
+    named.start_holder(node)?;
+    lab.cluster.delete("cachedatasets", Some(named.namespace), named.name)?;
+    named.wait_reason("Ready", "InUse", "holder", WAIT)?;
+    named.check_holder(&manifest)?;
+    lab.cluster.delete_and_wait("pods", Some(named.namespace), "holder", WAIT)?;
+    lab.cluster.wait_until("dataset gone", WAIT, || {
+        ensure!(lab.cluster.find("cachedatasets", Some(named.namespace), named.name)?.is_none(), "still there");
+        Ok(())
+    })?;
+    named.create()?;
+    named.wait("Preloaded", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove(WAIT)
+}
+
+/// The share of a worker that dies is read elsewhere, the operator goes on where it was, and the plugin keeps its mounts.
+pub(super) fn killed_daemons_come_back_and_no_byte_is_wrong(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "kills", name: "kills" };
+    let manifest = write(&named, 41)?;
+    named.create()?;
+    let object = named.wait("Preloaded", WAIT)?;
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let node = &lab.cluster.nodes()[0];
+    named.start_holder(node)?;
+    named.check_holder(&manifest)?;
+
+    let sent = |what: &str| -> Result<u64> {
+        let reads = Request::reads(&lab.s3.requests()?, BUCKET);
+        let sum = reads.iter().filter(|(key, _)| key.starts_with("kills/")).map(|(_, reads)| reads.bytes).sum();
+        ensure!(sum > 0, "{what}: the access log has no reads");
+        Ok(sum)
+    };
+    let before = sent("before")?;
+    let victims = [
+        ("app.kubernetes.io/component=operator".to_owned(), "operator"),
+        ("app.kubernetes.io/component=node".to_owned(), "node"),
+        (format!("larder.dev/dataset-uid={uid}"), "worker"),
+    ];
+    for (selector, container) in &victims {
+        for pod in lab.cluster.pods(SYSTEM, selector)? {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let restarts = restarts(&pod);
+            lab.cluster.kill_container(SYSTEM, name, container)?;
+            lab.cluster.wait_until(&format!("{name} is back"), WAIT, || {
+                let now = lab.cluster.get("pods", Some(SYSTEM), name)?;
+                let ready = now["status"]["containerStatuses"][0]["ready"] == true;
+                ensure!(ready && self::restarts(&now) > restarts, "not yet");
+                Ok(())
+            })?;
+        }
+        // The pod that was there all the time, and new ones.
+        named.check_holder(&manifest)?;
+        named.read_everywhere(&manifest, WAIT)?;
+        named.remove_readers(WAIT)?;
+    }
+    let after = sent("after")?;
+    ensure!(after == before, "{} bytes left the origin again although every file was on a disk", after - before);
+    lab.cluster.delete_and_wait("pods", Some(named.namespace), "holder", WAIT)?;
+    named.remove(WAIT)
+}
+
+fn restarts(pod: &serde_json::Value) -> u64 {
+    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default()
+}
