@@ -20,6 +20,11 @@ pub fn archive() -> PathBuf {
     repository().join("target/images/larder.tar")
 }
 
+/// The `larder` binary.
+pub fn program() -> PathBuf {
+    repository().join("target/release/larder")
+}
+
 /// The Helm chart.
 pub fn chart() -> PathBuf {
     repository().join("charts/larder")

@@ -34,6 +34,15 @@ impl Cluster {
         self.tools.command("helm")?.env("KUBECONFIG", self.run.kubeconfig()).args(arguments).run()
     }
 
+    /// Runs larder, as a user would; returns its standard output.
+    ///
+    /// # Errors
+    /// It failed; the message is its standard error.
+    pub fn larder(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(crate::product::program());
+        command.env("KUBECONFIG", self.run.kubeconfig()).args(arguments).run()
+    }
+
     /// Applies YAML (server-side).
     ///
     /// # Errors

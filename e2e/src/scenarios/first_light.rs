@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::larder::{BUCKET, Named, install};
 use crate::dataset::{Dataset, Manifest};
@@ -50,6 +51,7 @@ fn show(named: &Named<'_>, files: &Dataset) -> Result<()> {
     let snapshot = &preloaded["status"]["snapshot"];
     let seen = (snapshot["files"].as_u64(), snapshot["bytes"].as_u64());
     ensure!(seen == (Some(manifest.len() as u64), Some(bytes)), "the snapshot says {snapshot}");
+    the_command_line_tells_what_the_api_says(named, &preloaded)?;
     let took = named.read_everywhere(&manifest, Duration::from_secs(300))?;
     let pods = lab.cluster.nodes().len();
     say(format!("  {pods} pods, one per node, read and verified all {} files: {}", manifest.len(), seconds(took)));
@@ -70,5 +72,26 @@ fn each_byte_left_the_origin_once(named: &Named<'_>, manifest: &Manifest, bytes:
     let requests: u64 = reads.values().map(|reads| reads.requests).sum();
     say(format!("  the origin sent {} MiB of {} MiB in {requests} requests", sent / MIB, bytes / MIB));
     ensure!(wrong.is_empty(), "{} files did not leave the origin exactly once, for example {:?}", wrong.len(), wrong[0]);
+    Ok(())
+}
+
+/// `larder get` and `larder describe`, with what a person looks for.
+fn the_command_line_tells_what_the_api_says(named: &Named<'_>, object: &Value) -> Result<()> {
+    let table = named.lab.cluster.larder(&["get", "datasets", "--all-namespaces"])?;
+    let files = object["status"]["snapshot"]["files"].to_string();
+    let row = table.lines().find(|line| line.contains(named.namespace) && line.contains(named.name));
+    let row = row.with_context(|| format!("`larder get datasets` does not show the dataset:\n{table}"))?;
+    for part in ["True", "100%", files.as_str()] {
+        ensure!(row.split_whitespace().any(|word| word == part), "`larder get datasets` has no {part} in: {row}");
+    }
+    let detail = named.lab.cluster.larder(&["describe", "dataset", named.name, "--namespace", named.namespace])?;
+    let id = object["status"]["snapshot"]["id"].as_str().context("no snapshot id")?;
+    for part in [id, "Preloaded", "Complete", "100%", "WorkersReady"] {
+        ensure!(detail.contains(part), "`larder describe dataset` has no {part}:\n{detail}");
+    }
+    table.lines().for_each(|line| say(format!("    {}", line.trim_end())));
+    let error = named.lab.cluster.larder(&["describe", "dataset", "not-there", "--namespace", named.namespace]);
+    let error = error.err().context("`larder describe dataset not-there` did not fail")?;
+    ensure!(format!("{error:#}").contains("not-there"), "the error does not name the dataset: {error:#}");
     Ok(())
 }
