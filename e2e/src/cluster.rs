@@ -27,9 +27,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use api::{Api, path_of};
@@ -72,6 +74,17 @@ impl Component {
     pub(crate) fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// For a program with processes of its own, which it must end itself: asked first, killed if it does not listen.
+    pub(crate) fn stop_with_its_children(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let _ = signal::kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.stop();
     }
 }
 

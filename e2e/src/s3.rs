@@ -103,7 +103,7 @@ impl S3Server {
     fn start_front(&self) -> Result<()> {
         let mut state = self.state()?;
         if let Some(mut front) = state.front.take() {
-            front.stop();
+            front.stop_with_its_children();
         }
         let configuration = self.folder.join("nginx.conf");
         fs::write(&configuration, self.front_configuration(&state.authority)).context("write nginx's configuration")?;
@@ -175,8 +175,8 @@ http {{
     /// The harness is broken.
     pub fn stop(&self) -> Result<()> {
         let mut state = self.state()?;
-        let State { backend, front, .. } = &mut *state;
-        [front.take(), backend.take()].iter_mut().flatten().for_each(Component::stop);
+        state.front.take().iter_mut().for_each(Component::stop_with_its_children);
+        state.backend.take().iter_mut().for_each(Component::stop);
         Ok(())
     }
 

@@ -41,7 +41,14 @@ pub const ALL: &[Test] = &[
     .within(LONG),
     Test::new("killed_daemons_come_back_and_no_byte_is_wrong", datasets::killed_daemons_come_back_and_no_byte_is_wrong)
         .within(LONG),
+    Test::new(
+        "a_node_that_gains_the_label_gets_its_worker_and_share",
+        datasets::a_node_that_gains_the_label_gets_its_worker_and_share,
+    )
+    .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
+    Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
+    Test::new("a_missing_disk_is_named_and_heals", bad_input::a_missing_disk_is_named_and_heals).within(LONG),
     Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
     Test::new(
         "an_origin_that_is_down_is_named_and_cached_data_is_read",

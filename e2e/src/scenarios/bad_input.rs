@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::larder::{BUCKET, Named, install};
+use super::larder::{BUCKET, Named, SPARE_TIER, install};
 use crate::dataset::{Dataset, Manifest};
 use crate::lab::Lab;
+use crate::process::Run as _;
 use crate::report::say;
 use crate::s3::SECRET_KEY;
 
@@ -24,7 +25,7 @@ struct Case {
     names: &'static str,
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 6] = [
     Case {
         name: "wrong-key",
         wrong: (SECRET_KEY, "not-the-secret-key"),
@@ -53,6 +54,20 @@ const CASES: [Case; 4] = [
         reason: "CaNotFound",
         names: "corp-ca",
     },
+    Case {
+        name: "no-tier",
+        wrong: ("name: nvme, quota", "name: flash, quota"),
+        condition: "WorkersReady",
+        reason: "TierUnknown",
+        names: "nvme",
+    },
+    Case {
+        name: "no-node",
+        wrong: ("preload: { policy: OnCreate }", "workers: { nodeSelector: { nowhere: here } }"),
+        condition: "WorkersReady",
+        reason: "NoNodesMatch",
+        names: "nowhere",
+    },
 ];
 
 fn write(lab: &Lab, folder: &str, seed: u64) -> Result<Manifest> {
@@ -77,6 +92,42 @@ pub(super) fn bad_credentials_are_named_and_heal(lab: &Lab) -> Result<()> {
         heals(&named, &manifest, || lab.cluster.apply(&right).map(drop))?;
     }
     Ok(())
+}
+
+/// The origin's certificate is of an authority that the dataset does not name.
+pub(super) fn an_untrusted_origin_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "untrusted", name: "untrusted" };
+    let manifest = write(lab, "untrusted", 401)?;
+    let old = named.yaml()?;
+    lab.s3.change_authority()?;
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&old)?;
+    named.wait_reason("SnapshotTaken", "TlsUntrusted", "s3.lab.internal", WAIT)?;
+    heals(&named, &manifest, || lab.cluster.apply(&named.yaml()?).map(drop))
+}
+
+/// The folder of the tier is on no node: a disk that is not mounted. No folder is made for it on the root disk.
+pub(super) fn a_missing_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "no-disk", name: "no-disk" };
+    let manifest = write(lab, "no-disk", 501)?;
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&named.yaml()?.replace("name: nvme, quota", "name: spare, quota"))?;
+    named.wait_reason("WorkersReady", "WorkersFailing", SPARE_TIER, WAIT)?;
+    for node in lab.cluster.nodes() {
+        ensure!(
+            !node.command("test")?.args(["-e", SPARE_TIER]).status()?.success(),
+            "{SPARE_TIER} was made on {}",
+            node.name()
+        );
+    }
+    heals(&named, &manifest, || {
+        for node in lab.cluster.gpu_nodes() {
+            node.command("mkdir")?.arg(SPARE_TIER).run()?;
+        }
+        Ok(())
+    })
 }
 
 /// A prefix without objects and a bucket that is not there, until they are.

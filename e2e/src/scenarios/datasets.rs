@@ -127,3 +127,29 @@ pub(super) fn killed_daemons_come_back_and_no_byte_is_wrong(lab: &Lab) -> Result
 fn restarts(pod: &serde_json::Value) -> u64 {
     pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default()
 }
+
+/// Fleets grow: a node that comes to match later gets its worker, its share, and the data of that share.
+pub(super) fn a_node_that_gains_the_label_gets_its_worker_and_share(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let label = |change: &str| lab.cluster.kubectl(&["label", "nodes", "gpu-2", "--overwrite", change]).map(drop);
+    label("nvidia.com/gpu.present-")?;
+    let named = Named { lab, namespace: "grows", name: "grows" };
+    let manifest = write(&named, 71)?;
+    named.create()?;
+    let object = named.wait("Preloaded", WAIT)?;
+    ensure!(object["status"]["cache"]["workers"]["ready"] == 1, "{}", object["status"]["cache"]);
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let newcomer = lab.cluster.node("gpu-2")?;
+    let data = newcomer.nvme().join("larder").join(uid).join("data");
+    ensure!(!data.exists(), "{} is there although the node has no worker", data.display());
+    label("nvidia.com/gpu.present=true")?;
+    lab.cluster.wait_until("the newcomer has its share", WAIT, || {
+        let object = named.object()?;
+        ensure!(object["status"]["cache"]["workers"]["ready"] == 2, "{}", object["status"]["cache"]);
+        ensure!(data.read_dir().is_ok_and(|mut folders| folders.next().is_some()), "{} is empty", data.display());
+        Ok(())
+    })?;
+    named.wait("Preloaded", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove(WAIT)
+}

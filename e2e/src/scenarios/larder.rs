@@ -21,6 +21,9 @@ pub(super) const SYSTEM: &str = "larder-system";
 /// The bucket that datasets are in.
 pub(super) const BUCKET: &str = "datasets";
 
+/// Folder of the second tier, `spare`. No node has it.
+pub(super) const SPARE_TIER: &str = "/mnt/spare";
+
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Installs Larder with helm unless it is there, and waits till all of it runs.
@@ -37,6 +40,8 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
             "image.pullPolicy=IfNotPresent".to_owned(),
             "tiers[0].name=nvme".to_owned(),
             "tiers[0].hostPath=/mnt/nvme0".to_owned(),
+            "tiers[1].name=spare".to_owned(),
+            format!("tiers[1].hostPath={SPARE_TIER}"),
         ]
         .join(",");
         let chart = product::chart();
