@@ -16,7 +16,7 @@ pub struct Workers {
     #[serde(default = "default_tolerations")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
-    /// Memory and CPU of each worker. Default: requests of 500m CPU and 512Mi memory, no limits.
+    /// Memory and CPU of each worker. Default: requests of 50m CPU and 128Mi memory, no limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 }

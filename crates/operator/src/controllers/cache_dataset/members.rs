@@ -2,6 +2,9 @@
 //!
 //! A node enters when its worker is ready. It leaves when its Node object is gone or no longer matches, or when it had no ready
 //! worker for the grace period: until then others stand in, and nothing moves. The operator is the only writer of the list.
+//!
+//! The first list waits for the workers that are starting (see [`GATHERING`]): a share that went to the first one ready would
+//! leave the origin a second time for the next.
 
 use super::pods::Worker;
 use jiff::{SignedDuration, Timestamp};
@@ -23,6 +26,10 @@ const TOLERATED_BY_DAEMON_SETS: [&str; 6] = [
     "node.kubernetes.io/pid-pressure",
     "node.kubernetes.io/unschedulable",
 ];
+
+/// Longest wait for all workers of a new dataset. Pods that share an image start within seconds of each other; who takes longer
+/// than this has a trouble of its own, and the others go on without it.
+pub(super) const GATHERING: SignedDuration = SignedDuration::from_secs(60);
 
 /// Nodes that a dataset's workers are for.
 #[derive(Debug, Default, PartialEq)]
@@ -99,7 +106,11 @@ pub(super) fn next(
         }
         members.insert(member.node.clone(), member.clone());
     }
-    for node in ready {
+    let first = current.is_none_or(|c| c.members.is_empty());
+    let missing = selection.nodes.iter().any(|n| !ready.contains(n.as_str()));
+    let oldest = workers.iter().filter_map(|w| w.created).min();
+    let gathering = first && missing && oldest.is_none_or(|created| now.duration_since(created) < GATHERING);
+    for node in ready.into_iter().filter(|_| !gathering) {
         if selection.nodes.contains(node) {
             members.entry(node.to_owned()).or_insert_with(|| Member { node: node.to_owned(), weight: 1, leaving: false });
         }
@@ -135,6 +146,26 @@ mod tests {
         let (m, absent) = next(None, &selection(&["gpu-0", "gpu-1"]), &workers, &BTreeMap::new(), now(), GRACE);
         assert_eq!((names(&m), m.generation), (vec!["gpu-0"], 1));
         assert!(absent.is_empty());
+    }
+
+    #[test]
+    fn the_first_list_waits_for_workers_that_are_starting_but_not_for_ever() {
+        let all = selection(&["gpu-0", "gpu-1"]);
+        let started = |seconds| now() - SignedDuration::from_secs(seconds);
+        let workers = |seconds, second_ready| {
+            let mut workers = [mk_worker("gpu-0", true), mk_worker("gpu-1", second_ready)];
+            workers.iter_mut().for_each(|w| w.created = Some(started(seconds)));
+            workers
+        };
+        let list =
+            |current: Option<&Members>, workers: &[Worker]| next(current, &all, workers, &BTreeMap::new(), now(), GRACE).0;
+        let none = list(None, &workers(5, false));
+        assert!(none.members.is_empty());
+        assert_eq!(names(&list(Some(&none), &workers(5, true))), ["gpu-0", "gpu-1"]);
+        assert_eq!(names(&list(Some(&none), &workers(61, false))), ["gpu-0"]);
+        // Later a newcomer does not hold up anyone.
+        let one = list(None, &workers(61, false));
+        assert_eq!(names(&list(Some(&one), &workers(5, false))), ["gpu-0"]);
     }
 
     #[test]

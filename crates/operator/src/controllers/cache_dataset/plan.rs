@@ -84,7 +84,11 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
     let listing_id = snapshot::listing_id(&dataset.spec.source);
     let ready_nodes = observed.workers.iter().filter(|w| w.ready && selection.nodes.contains(&w.node)).count();
     let all_here = ready_nodes == selection.nodes.len();
-    let progress = snapshot::progress(&listing_id, prior.snapshot.as_ref(), &observed.workers, &observed.statuses, all_here);
+    // Nothing is listed or published before there is a member: without one nobody could serve it.
+    let nobody = members.members.is_empty();
+    let (workers, statuses) =
+        if nobody { (&[][..], &snapshot::Statuses::default()) } else { (&observed.workers[..], &observed.statuses) };
+    let progress = snapshot::progress(&listing_id, prior.snapshot.as_ref(), workers, statuses, all_here);
     let published = progress.published.as_ref();
 
     let wants_preload = dataset.spec.preload.policy == PreloadPolicy::OnCreate;

@@ -11,6 +11,7 @@ pub(super) struct Worker {
     pub pod: String,
     pub address: Option<IpAddr>,
     pub ready: bool,
+    pub created: Option<jiff::Timestamp>,
     /// What is wrong, in words; nothing while it is on a normal way to ready.
     pub trouble: Option<String>,
 }
@@ -64,7 +65,8 @@ fn worker(node: String, pod: &Pod, warning: Option<&String>) -> Worker {
     } else {
         container_trouble(&status).or_else(|| warning.cloned())
     };
-    Worker { node, pod: pod.name_any(), address, ready, trouble }
+    let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    Worker { node, pod: pod.name_any(), address, ready, created, trouble }
 }
 
 fn container_trouble(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {

@@ -84,6 +84,7 @@ pub(super) fn mk_worker(node: &str, ready: bool) -> Worker {
         pod: format!("worker-{node}"),
         address: Some("10.0.0.1".parse().unwrap()),
         ready,
+        created: Some(now() - jiff::SignedDuration::from_hours(1)),
         trouble: None,
     }
 }

@@ -109,7 +109,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
 fn resources(given: Option<&Resources>) -> Value {
     match given {
         Some(r) => json!(r),
-        None => json!({ "requests": { "cpu": "500m", "memory": "512Mi" } }),
+        None => json!({ "requests": { "cpu": "50m", "memory": "128Mi" } }),
     }
 }
 
@@ -157,7 +157,7 @@ mod tests {
         let pod = &ds["spec"]["template"]["spec"];
         assert_eq!(pod["nodeSelector"], json!({ "nvidia.com/gpu.present": "true" }));
         assert_eq!(pod["tolerations"][0]["key"], "nvidia.com/gpu");
-        assert_eq!(pod["containers"][0]["resources"]["requests"]["memory"], "512Mi");
+        assert_eq!(pod["containers"][0]["resources"]["requests"]["memory"], "128Mi");
         dataset.spec.workers =
             Workers { node_selector: Default::default(), tolerations: vec![], resources: Some(Resources::default()) };
         let ds = build(&dataset);
