@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::larder::{BUCKET, Named, SPARE_TIER, install};
-use crate::dataset::{Dataset, Manifest};
+use super::larder::{BUCKET, Named, SPARE_TIER, install, upload};
+use crate::dataset::Manifest;
 use crate::lab::Lab;
 use crate::process::Run as _;
 use crate::report::say;
@@ -70,19 +70,12 @@ const CASES: [Case; 6] = [
     },
 ];
 
-fn write(lab: &Lab, folder: &str, seed: u64) -> Result<Manifest> {
-    let mut files = Dataset::small(seed);
-    files.shards.truncate(1);
-    files.small = 20;
-    files.write(&lab.s3.bucket(BUCKET)?.join(folder))
-}
-
 /// Wrong at first, put right while a pod waits.
 pub(super) fn bad_credentials_are_named_and_heal(lab: &Lab) -> Result<()> {
     install(lab)?;
     for (n, case) in CASES.iter().enumerate() {
         let named = Named { lab, namespace: case.name, name: case.name };
-        let manifest = write(lab, case.name, 100 + n as u64)?;
+        let manifest = upload(lab, BUCKET, case.name, 100 + n as u64)?;
         let right = named.yaml()?;
         let wrong = right.replace(case.wrong.0, case.wrong.1);
         ensure!(wrong != right, "{}: nothing was made wrong", case.name);
@@ -98,7 +91,7 @@ pub(super) fn bad_credentials_are_named_and_heal(lab: &Lab) -> Result<()> {
 pub(super) fn an_untrusted_origin_is_named_and_heals(lab: &Lab) -> Result<()> {
     install(lab)?;
     let named = Named { lab, namespace: "untrusted", name: "untrusted" };
-    let manifest = write(lab, "untrusted", 401)?;
+    let manifest = upload(lab, BUCKET, "untrusted", 401)?;
     let old = named.yaml()?;
     lab.s3.change_authority()?;
     lab.cluster.create_namespace(named.namespace)?;
@@ -111,7 +104,7 @@ pub(super) fn an_untrusted_origin_is_named_and_heals(lab: &Lab) -> Result<()> {
 pub(super) fn a_missing_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     install(lab)?;
     let named = Named { lab, namespace: "no-disk", name: "no-disk" };
-    let manifest = write(lab, "no-disk", 501)?;
+    let manifest = upload(lab, BUCKET, "no-disk", 501)?;
     lab.cluster.create_namespace(named.namespace)?;
     lab.cluster.apply(&named.yaml()?.replace("name: nvme, quota", "name: spare, quota"))?;
     named.wait_reason("WorkersReady", "WorkersFailing", SPARE_TIER, WAIT)?;
@@ -137,32 +130,25 @@ pub(super) fn missing_data_is_named_and_heals(lab: &Lab) -> Result<()> {
     let named = Named { lab, namespace: "no-data", name: "no-data" };
     named.create()?;
     named.wait_reason("SnapshotTaken", "EmptySource", "no-data", WAIT)?;
-    let mut manifest = Manifest::new();
-    heals_with(&named, &mut manifest, || write(lab, "no-data", 201))?;
+    heals_with(&named, || upload(lab, BUCKET, "no-data", 201))?;
 
     let named = Named { lab, namespace: "no-bucket", name: "no-bucket" };
     let yaml = named.yaml()?.replace(&format!("s3://{BUCKET}/"), "s3://later/");
     lab.cluster.create_namespace(named.namespace)?;
     lab.cluster.apply(&yaml)?;
     named.wait_reason("SnapshotTaken", "BucketNotFound", "later", WAIT)?;
-    let mut manifest = Manifest::new();
-    heals_with(&named, &mut manifest, || {
-        let mut files = Dataset::small(202);
-        files.shards.truncate(1);
-        files.small = 20;
-        files.write(&lab.s3.bucket("later")?.join("no-bucket"))
-    })
+    heals_with(&named, || upload(lab, "later", "no-bucket", 202))
 }
 
 /// The origin is away: what is cached is read all the same, what is not waits for it.
 pub(super) fn an_origin_that_is_down_is_named_and_cached_data_is_read(lab: &Lab) -> Result<()> {
     install(lab)?;
     let cached = Named { lab, namespace: "cached", name: "cached" };
-    let manifest = write(lab, "cached", 301)?;
+    let manifest = upload(lab, BUCKET, "cached", 301)?;
     cached.create()?;
     cached.wait("Preloaded", WAIT)?;
     let later = Named { lab, namespace: "later", name: "later" };
-    let later_manifest = write(lab, "later", 302)?;
+    let later_manifest = upload(lab, BUCKET, "later", 302)?;
     lab.s3.stop()?;
     cached.read_everywhere(&manifest, WAIT)?;
     later.create()?;
@@ -193,20 +179,17 @@ pub(super) fn the_api_server_refuses_what_the_schema_forbids(lab: &Lab) -> Resul
 
 /// A pod waits, its Event says why; then the cause goes away, and the pod runs.
 fn heals(named: &Named<'_>, manifest: &Manifest, put_right: impl FnOnce() -> Result<()>) -> Result<()> {
-    let mut manifest = manifest.clone();
-    heals_with(named, &mut manifest.clone(), || {
-        put_right()?;
-        Ok(std::mem::take(&mut manifest))
-    })
+    heals_with(named, || put_right().map(|()| manifest.clone()))
 }
 
-fn heals_with(named: &Named<'_>, manifest: &mut Manifest, put_right: impl FnOnce() -> Result<Manifest>) -> Result<()> {
+/// The same where the data is what was missing.
+fn heals_with(named: &Named<'_>, put_right: impl FnOnce() -> Result<Manifest>) -> Result<()> {
     let node = &named.lab.cluster.nodes()[0];
     named.start_reader(node)?;
     let why = named.wait_mount_event(node, WAIT)?;
     say(format!("  the pod's event: {why}"));
-    *manifest = put_right()?;
-    let took = named.check_reader(node, manifest, HEAL)?;
+    let manifest = put_right()?;
+    let took = named.check_reader(node, &manifest, HEAL)?;
     say(format!("  {}: the pod had run {:.0} s after the cause was gone", named.name, took.as_secs_f64()));
     named.remove(WAIT)
 }

@@ -4,26 +4,19 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::larder::{BUCKET, Named, SYSTEM, install};
-use crate::dataset::{Dataset, Manifest};
+use super::larder::{BUCKET, Named, SYSTEM, install, upload};
 use crate::lab::Lab;
 use crate::s3::Request;
 
 const WAIT: Duration = Duration::from_secs(120);
-
-fn write(named: &Named<'_>, seed: u64) -> Result<Manifest> {
-    let mut files = Dataset::small(seed);
-    files.shards.truncate(1);
-    files.small = 60;
-    files.write(&named.lab.s3.bucket(BUCKET)?.join(named.name))
-}
 
 /// The workers of a dataset know it by its uid, not by its name.
 pub(super) fn datasets_live_beside_each_other_also_with_the_same_name(lab: &Lab) -> Result<()> {
     install(lab)?;
     let all = [("team-a", "shared"), ("team-b", "shared"), ("team-a", "other")];
     let all = all.map(|(namespace, name)| Named { lab, namespace, name });
-    let manifests = [write(&all[0], 11)?, write(&all[1], 11)?, write(&all[2], 12)?];
+    let manifests =
+        [upload(lab, BUCKET, all[0].name, 11)?, upload(lab, BUCKET, all[1].name, 11)?, upload(lab, BUCKET, all[2].name, 12)?];
     for named in &all {
         named.create()?;
     }
@@ -42,7 +35,7 @@ pub(super) fn datasets_live_beside_each_other_also_with_the_same_name(lab: &Lab)
 pub(super) fn a_pod_that_comes_before_its_dataset_runs_when_it_is_ready(lab: &Lab) -> Result<()> {
     install(lab)?;
     let named = Named { lab, namespace: "early", name: "late" };
-    let manifest = write(&named, 21)?;
+    let manifest = upload(lab, BUCKET, named.name, 21)?;
     lab.cluster.create_namespace(named.namespace)?;
     for node in lab.cluster.nodes() {
         named.start_reader(node)?;
@@ -58,7 +51,7 @@ pub(super) fn a_pod_that_comes_before_its_dataset_runs_when_it_is_ready(lab: &La
 pub(super) fn deletion_waits_for_pods_and_the_dataset_can_come_back(lab: &Lab) -> Result<()> {
     install(lab)?;
     let named = Named { lab, namespace: "again", name: "again" };
-    let manifest = write(&named, 31)?;
+    let manifest = upload(lab, BUCKET, named.name, 31)?;
     named.create()?;
     named.wait("Ready", WAIT)?;
     let node = &lab.cluster.nodes()[0];
@@ -81,7 +74,7 @@ pub(super) fn deletion_waits_for_pods_and_the_dataset_can_come_back(lab: &Lab) -
 pub(super) fn killed_daemons_come_back_and_no_byte_is_wrong(lab: &Lab) -> Result<()> {
     install(lab)?;
     let named = Named { lab, namespace: "kills", name: "kills" };
-    let manifest = write(&named, 41)?;
+    let manifest = upload(lab, BUCKET, named.name, 41)?;
     named.create()?;
     let object = named.wait("Preloaded", WAIT)?;
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
@@ -134,7 +127,7 @@ pub(super) fn a_node_that_gains_the_label_gets_its_worker_and_share(lab: &Lab) -
     let label = |change: &str| lab.cluster.kubectl(&["label", "nodes", "gpu-2", "--overwrite", change]).map(drop);
     label("nvidia.com/gpu.present-")?;
     let named = Named { lab, namespace: "grows", name: "grows" };
-    let manifest = write(&named, 71)?;
+    let manifest = upload(lab, BUCKET, named.name, 71)?;
     named.create()?;
     let object = named.wait("Preloaded", WAIT)?;
     ensure!(object["status"]["cache"]["workers"]["ready"] == 1, "{}", object["status"]["cache"]);

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::larder::{BUCKET, Named, SYSTEM, install};
-use crate::dataset::{Dataset, Manifest};
+use super::larder::{BUCKET, Named, SYSTEM, install, upload};
 use crate::lab::Lab;
 use crate::product;
 use crate::report::step;
@@ -14,19 +13,12 @@ use crate::tools::repository;
 
 const WAIT: Duration = Duration::from_secs(120);
 
-fn write(lab: &Lab, folder: &str, seed: u64) -> Result<Manifest> {
-    let mut files = Dataset::small(seed);
-    files.shards.truncate(1);
-    files.small = 40;
-    files.write(&lab.s3.bucket(BUCKET)?.join(folder))
-}
-
 /// Refused while a pod reads, clean otherwise; CacheDatasets and cached data stay and are used when Larder is back.
 pub(super) fn helm_uninstall_spares_pods_and_a_new_install_finds_the_data(lab: &Lab) -> Result<()> {
     install(lab)?;
     let cluster = &lab.cluster;
     let named = Named { lab, namespace: "stays", name: "stays" };
-    let manifest = write(lab, "stays", 51)?;
+    let manifest = upload(lab, BUCKET, "stays", 51)?;
     named.create()?;
     named.wait("Preloaded", WAIT)?;
     let node = &cluster.nodes()[0];
@@ -81,7 +73,7 @@ pub(super) fn plain_manifests_install_larder_too(lab: &Lab) -> Result<()> {
         cluster.apply(&local)
     })?;
     let named = Named { lab, namespace: "plain", name: "plain" };
-    let manifest = write(lab, "plain", 61)?;
+    let manifest = upload(lab, BUCKET, "plain", 61)?;
     named.create()?;
     named.wait("Preloaded", WAIT)?;
     named.read_everywhere(&manifest, WAIT)?;

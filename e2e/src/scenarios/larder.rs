@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::{Node, condition};
-use crate::dataset::{self, Manifest};
+use crate::dataset::{self, Dataset, Manifest};
 use crate::images::BUSYBOX;
 use crate::lab::Lab;
 use crate::product;
@@ -57,6 +57,14 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Puts a small dataset with all kinds of names into a folder of a bucket; returns what is in it.
+pub(super) fn upload(lab: &Lab, bucket: &str, folder: &str, seed: u64) -> Result<Manifest> {
+    let mut files = Dataset::small(seed);
+    files.shards.truncate(1);
+    files.small = 40;
+    files.write(&lab.s3.bucket(bucket)?.join(folder))
 }
 
 /// A `CacheDataset` in a namespace of its own, of a folder of the bucket.
