@@ -1,6 +1,7 @@
 //! Everything that must pass before a change lands, in the order in which failures are found soonest.
 
 use std::fmt;
+use std::ops::Add;
 use std::str::FromStr;
 use std::time::Instant;
 
@@ -17,6 +18,28 @@ pub struct Tally {
     pub passed: usize,
     /// Failed.
     pub failed: usize,
+}
+
+impl Add for Tally {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+impl FromStr for Tally {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let counts = text.split_once(" passed, ").and_then(|(passed, rest)| Some((passed, rest.strip_suffix(" failed")?)));
+        let (passed, failed) = counts.context("want `N passed, N failed`")?;
+        Ok(Self { passed: passed.parse()?, failed: failed.parse()? })
+    }
 }
 
 /// How long a part of the run took.
@@ -129,7 +152,7 @@ pub fn conclude(tally: Tally, phases: &[Phase]) -> Result<i32> {
     for phase in phases {
         say(format!("  {:<22} {:>6} s", phase.name, phase.seconds));
     }
-    say(format!("{} passed, {} failed", tally.passed, tally.failed));
+    say(tally.to_string());
     Ok(i32::from(tally.failed > 0))
 }
 
@@ -142,5 +165,12 @@ mod tests {
         let output = "test a ... ok\ntest result: ok. 12 passed; 0 failed; 1 ignored; 0 measured\n\
                       test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
         assert_eq!(counts(output), (15, 2));
+    }
+
+    #[test]
+    fn a_tally_is_read_as_it_is_written() {
+        let tally: Tally = (Tally { passed: 3, failed: 1 } + Tally { passed: 4, failed: 0 }).to_string().parse().unwrap();
+        assert_eq!((tally.passed, tally.failed), (7, 1));
+        assert!("FAILED something".parse::<Tally>().is_err());
     }
 }

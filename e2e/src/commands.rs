@@ -15,6 +15,7 @@ use crate::capsule::{self, stage};
 use crate::ci::{self, Phase, Tally};
 use crate::cluster::{ClusterSpec, node_holder};
 use crate::lab::Lab;
+use crate::lanes::{self, Queue};
 use crate::product;
 use crate::report::say;
 use crate::run_dir::{RUN_VARIABLE, RunDir};
@@ -49,6 +50,12 @@ pub enum Command {
         /// After showing Larder at work
         #[arg(long)]
         demo: bool,
+    },
+    #[command(hide = true, name = lanes::STAGE)]
+    /// See `lanes`
+    Lane {
+        /// The file with the tests that are left
+        queue: PathBuf,
     },
     #[command(hide = true, name = stage::ENTER)]
     /// See `capsule`
@@ -148,6 +155,7 @@ impl Command {
             Self::Test(arguments) => test(&arguments),
             Self::Ci(arguments) => ci(arguments),
             Self::Keep { demo } => in_capsule(&own_arguments(), |run, tools| keep::inside(run, tools, demo)),
+            Self::Lane { queue } => lane(queue),
             Self::Enter(rest) => capsule::enter(&rest.rest).map(|()| 1),
             Self::Init(rest) => capsule::init(&rest.rest),
             Self::Janitor { id } => capsule::janitor(&id).map(|()| 0),
@@ -186,15 +194,11 @@ fn in_capsule(arguments: &[OsString], work: impl FnOnce(&RunDir, &Tools) -> Resu
     if inside_a_capsule() {
         let run = RunDir::current()?;
         capsule::prepare(&run, &tools)?;
-        return work(&run, &tools);
+        return work(&run, &tools).with_context(|| format!("logs are in {}", run.log_folder().display()));
     }
     RunDir::sweep();
     let run = RunDir::create()?;
-    let status = capsule::run(&run, &tools, arguments)?;
-    if status != 0 {
-        say(format!("logs: {}", run.log_folder().display()));
-    }
-    Ok(status)
+    capsule::run(&run, &tools, arguments)
 }
 
 fn test(arguments: &TestArgs) -> Result<i32> {
@@ -214,12 +218,32 @@ fn test(arguments: &TestArgs) -> Result<i32> {
             product::build(&tools, product::Scope::Product)?;
         }
     }
-    in_capsule(&own_arguments(), |run, tools| {
-        let tally = Tally { passed: arguments.passed, failed: arguments.failed };
-        let start = Instant::now();
-        let tally = suite::run(run, tools, &tests, tally)?;
+    let before = Tally { passed: arguments.passed, failed: arguments.failed };
+    let start = Instant::now();
+    let conclude = |tally| {
         let phases = [arguments.phases.as_slice(), &[Phase::since("cluster_tests", start)]].concat();
-        ci::conclude(tally, &phases)
+        ci::conclude(before + tally, &phases)
+    };
+    let lanes = lanes::count(tests.len())?;
+    if lanes > 1 {
+        return conclude(lanes::run(&tests, lanes)?);
+    }
+    let total = tests.len();
+    let mut left = tests.into_iter().enumerate();
+    in_capsule(&own_arguments(), |run, tools| {
+        let next = || Ok(left.next().map(|(index, test)| (test, format!("{} of {total}", index + 1))));
+        conclude(suite::run(run, tools, next)?)
+    })
+}
+
+/// Runs tests of a queue as long as there are any.
+fn lane(queue: PathBuf) -> Result<i32> {
+    if !inside_a_capsule() {
+        lanes::follow_the_owner()?;
+    }
+    in_capsule(&own_arguments(), |run, tools| {
+        let queue = Queue::at(queue);
+        ci::conclude(suite::run(run, tools, || queue.take())?, &[])
     })
 }
 

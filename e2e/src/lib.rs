@@ -19,6 +19,7 @@ pub mod commands;
 pub mod dataset;
 pub mod images;
 pub mod lab;
+pub mod lanes;
 pub mod pki;
 pub mod process;
 pub mod product;

@@ -53,14 +53,15 @@ impl Test {
     }
 }
 
-/// Runs the tests and prints a line for each; adds them to the tally.
+/// Runs the tests, each with its place among all, and prints a line for each.
 ///
 /// # Errors
-/// No lab could be started.
-pub fn run(run: &RunDir, tools: &Tools, tests: &[Test], mut tally: Tally) -> Result<Tally> {
+/// No lab could be started, or there is no saying which test is next.
+pub fn run(run: &RunDir, tools: &Tools, mut next: impl FnMut() -> Result<Option<(Test, String)>>) -> Result<Tally> {
     let spec = ClusterSpec::from_environment()?;
+    let mut tally = Tally::default();
     let mut lab: Option<Arc<Lab>> = None;
-    for (index, test) in tests.iter().enumerate() {
+    while let Some((test, place)) = next()? {
         if test.own_cluster
             && let Some(used) = lab.take()
         {
@@ -71,8 +72,8 @@ pub fn run(run: &RunDir, tools: &Tools, tests: &[Test], mut tally: Tally) -> Res
             None => Arc::clone(lab.insert(Arc::new(Lab::up(run, tools, &spec)?))),
         };
         let started = Instant::now();
-        say(format!("test {} ({} of {})", test.name, index + 1, tests.len()));
-        let outcome = watch(&current, *test);
+        say(format!("test {} ({place})", test.name));
+        let outcome = watch(&current, test);
         let took = seconds(started.elapsed());
         match outcome {
             Ok(()) => {
