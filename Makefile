@@ -1,7 +1,7 @@
 # Everything is done by cargo and two programs of ours (crates/xtask, e2e); this file only names the ways in.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check fmt lint unit generated test demo demo-down cluster shell images crds manifests tools clean
+.PHONY: help check fmt lint unit generated test bench demo demo-down cluster shell images crds manifests tools clean
 
 export GOTOOLCHAIN := local
 # Build artefacts and tools live outside of the clone only where they are expensive to make again.
@@ -30,6 +30,9 @@ unit:
 
 test: ## all tests, as CI runs them; ONLY=name runs the cluster tests of that name only
 	@e2e/ci
+
+bench: $(LAB) ## Larder against a plain S3 client and the local disk, side by side; results in target/bench
+	$(LAB) bench
 
 demo: ## the main job on a throwaway cluster; KEEP=1 leaves it up
 	@e2e/demo

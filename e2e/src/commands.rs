@@ -40,6 +40,12 @@ pub enum Command {
         #[arg(long)]
         no_build: bool,
     },
+    /// Measure Larder against a plain S3 client and the local disk; results in target/bench
+    Bench {
+        /// Use the image that `target/images` has
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Run the tests on a cluster whose name contains the filter
     Test(TestArgs),
     /// Run all checks and tests, as before a change lands; with a filter only the tests `test` would run
@@ -152,6 +158,7 @@ impl Command {
             Self::Shell(arguments) => keep::shell(arguments.node.as_deref(), &arguments.command),
             Self::Down => keep::down(),
             Self::Demo { no_build } => demo(no_build),
+            Self::Bench { no_build } => bench(no_build),
             Self::Test(arguments) => test(&arguments),
             Self::Ci(arguments) => ci(arguments),
             Self::Keep { demo } => in_capsule(&own_arguments(), |run, tools| keep::inside(run, tools, demo)),
@@ -288,5 +295,21 @@ fn demo(no_build: bool) -> Result<i32> {
         lab.down()?;
         say("the cluster is down, nothing is left");
         Ok(0)
+    })
+}
+
+fn bench(no_build: bool) -> Result<i32> {
+    if !inside_a_capsule() {
+        preflight::check()?;
+        let tools = Tools::install(Wanted::Cluster)?;
+        tools.s5cmd()?;
+        if !no_build {
+            product::build(&tools, product::Scope::Product)?;
+        }
+    }
+    in_capsule(&own_arguments(), |run, tools| {
+        let lab = Lab::up(run, tools, &ClusterSpec::from_environment()?)?;
+        scenarios::bench(&lab)?;
+        lab.down().map(|()| 0)
     })
 }

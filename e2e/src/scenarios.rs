@@ -1,6 +1,7 @@
 //! The tests, in the order in which they run.
 
 mod bad_input;
+mod bench;
 mod cluster;
 mod datasets;
 mod first_light;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use crate::suite::Test;
 
+pub use bench::bench;
 pub use first_light::demo;
 
 /// Limit of tests that wait for back-offs.

@@ -140,6 +140,15 @@ impl Tools {
         go::path(&self.cache, program)
     }
 
+    /// The S3 client that benchmarks compare with, installed if it is missing.
+    ///
+    /// # Errors
+    /// It could not be built.
+    pub fn s5cmd(&self) -> Result<PathBuf> {
+        go::install(&self.cache, &go::S5CMD)?;
+        go::path(&self.cache, &go::S5CMD)
+    }
+
     /// A command that runs a Go program.
     ///
     /// # Errors

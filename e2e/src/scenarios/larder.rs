@@ -202,7 +202,7 @@ spec:
         })
     }
 
-    fn reader(&self, node: &Node) -> Value {
+    pub(super) fn reader(&self, node: &Node) -> Value {
         json!({
             "apiVersion": "v1",
             "kind": "Pod",

@@ -67,6 +67,10 @@ pub(super) const PROGRAMS: &[Program] = &[
     },
 ];
 
+/// A plain parallel S3 client, to measure against. Only `bench` needs it.
+pub(super) const S5CMD: Program =
+    Program { name: "s5cmd", module: "s5cmd", package: "github.com/peak/s5cmd/v2", linker_flags: STRIP, cluster: false };
+
 /// Downloads fail now and then; what was fetched and compiled before a failure is kept, so a further try is cheap.
 const TRIES: u32 = 4;
 
