@@ -168,6 +168,27 @@ impl Cluster {
         crate::capsule::cgroup::remove(self.run.id())
     }
 
+    /// Ends DNS: names have no addresses any more, in pods and on nodes.
+    ///
+    /// # Errors
+    /// The harness is broken.
+    pub fn stop_dns(&self) -> Result<()> {
+        let mut components = self.components.lock().map_err(|_| poisoned())?;
+        components.iter_mut().filter(|component| component.name == control_plane::DNS).for_each(Component::stop);
+        components.retain(|component| component.name != control_plane::DNS);
+        Ok(())
+    }
+
+    /// Starts it again after [`Cluster::stop_dns`].
+    ///
+    /// # Errors
+    /// It did not start.
+    pub fn start_dns(&self) -> Result<()> {
+        let dns = control_plane::start_dns(&self.run, &self.tools)?;
+        self.components.lock().map_err(|_| poisoned())?.push(dns);
+        Ok(())
+    }
+
     /// Makes every wait on this cluster fail at once.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);

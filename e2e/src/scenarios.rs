@@ -48,6 +48,12 @@ pub const ALL: &[Test] = &[
     .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
+    Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),
+    Test::new(
+        "dns_that_is_down_is_named_and_cached_data_is_read",
+        bad_input::dns_that_is_down_is_named_and_cached_data_is_read,
+    )
+    .within(LONG),
     Test::new("a_missing_disk_is_named_and_heals", bad_input::a_missing_disk_is_named_and_heals).within(LONG),
     Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
     Test::new(
