@@ -7,6 +7,7 @@
 //!             ├ s3        the origin: an S3 server with TLS and a log of every byte it sent
 //!             └ dataset   files to serve, with a manifest of their digests
 //!         suite ── scenarios   functions `fn(&Lab) -> anyhow::Result<()>`
+//!         outside              tests of the harness, which start it again on the machine
 //! ```
 //!
 //! There is no async here and no Kubernetes client library: what a user does with kubectl and helm, the tests do with
@@ -19,6 +20,7 @@ pub mod commands;
 pub mod dataset;
 pub mod images;
 pub mod lab;
+pub mod outside;
 pub mod pki;
 pub mod process;
 pub mod product;
