@@ -6,6 +6,7 @@ mod datasets;
 mod first_light;
 mod install;
 mod larder;
+mod readme;
 
 use std::time::Duration;
 
@@ -68,6 +69,9 @@ pub const ALL: &[Test] = &[
     .within(LONG),
     Test::new("the_api_server_refuses_what_the_schema_forbids", bad_input::the_api_server_refuses_what_the_schema_forbids),
     Test::new("plain_manifests_install_larder_too", install::plain_manifests_install_larder_too)
+        .within(LONG)
+        .on_its_own_cluster(),
+    Test::new("the_readme_works_with_images_from_a_registry", readme::the_readme_works_with_images_from_a_registry)
         .within(LONG)
         .on_its_own_cluster(),
 ];
