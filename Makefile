@@ -13,7 +13,7 @@ XTASK := $(CARGO) run --quiet --release -p larder-xtask --
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
-check: fmt lint generated unit ## the quick inner loop: format, lints, generated files fresh, unit tests
+check: fmt lint generated unit ## the quick inner loop: format, lints, dependencies, generated files fresh, unit tests
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -22,6 +22,7 @@ lint:
 	$(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 
 generated: $(LAB)
+	$(XTASK) deny
 	$(XTASK) crds --check
 	$(XTASK) manifests --check
 

@@ -1,11 +1,13 @@
 //! Everything that must pass before a change lands, in the order in which failures are found soonest.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::Add;
 use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 
 use crate::product;
 use crate::report::say;
@@ -39,6 +41,44 @@ impl FromStr for Tally {
         let counts = text.split_once(" passed, ").and_then(|(passed, rest)| Some((passed, rest.strip_suffix(" failed")?)));
         let (passed, failed) = counts.context("want `N passed, N failed`")?;
         Ok(Self { passed: passed.parse()?, failed: failed.parse()? })
+    }
+}
+
+/// What a run has come to so far; handed by arguments to the process that goes on.
+#[derive(Args, Clone, Default)]
+pub struct Record {
+    /// Add this many to those that passed
+    #[arg(long, hide = true, default_value_t = 0)]
+    passed: usize,
+    /// Add this many to those that failed
+    #[arg(long, hide = true, default_value_t = 0)]
+    failed: usize,
+    /// What came before, and how long it took
+    #[arg(long = "phase", hide = true)]
+    pub phases: Vec<Phase>,
+    /// What was not run, and why
+    #[arg(long = "skipped", hide = true)]
+    pub skipped: Vec<String>,
+}
+
+impl Record {
+    /// The counts.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        Tally { passed: self.passed, failed: self.failed }
+    }
+
+    /// Sets the counts.
+    pub fn count(&mut self, tally: Tally) {
+        (self.passed, self.failed) = (tally.passed, tally.failed);
+    }
+
+    /// The arguments that make the same record again.
+    pub fn arguments(&self) -> impl Iterator<Item = OsString> + use<> {
+        let counts = [format!("--passed={}", self.passed), format!("--failed={}", self.failed)];
+        let phases: Vec<_> = self.phases.iter().map(|phase| format!("--phase={phase}")).collect();
+        let skipped: Vec<_> = self.skipped.iter().map(|what| format!("--skipped={what}")).collect();
+        counts.into_iter().chain(phases).chain(skipped).map(OsString::from)
     }
 }
 
@@ -84,38 +124,39 @@ const SOURCES: [Check; 2] = [
 ];
 
 /// With everything compiled.
-const BUILT: [Check; 3] = [
+const BUILT: [Check; 4] = [
+    ("dependencies", XTASK, &["deny"]),
     ("crds_are_fresh", XTASK, &["crds", "--check"]),
     ("manifests_are_fresh", XTASK, &["manifests", "--check"]),
-    (UNIT, CARGO, &["test", "--release", "--workspace", "--all-targets", "--locked", "--no-fail-fast"]),
+    (UNIT, CARGO, &["test", "--release", "--workspace", "--all-targets", "--locked", "--no-fail-fast", "--", "--show-output"]),
 ];
+
+/// What a unit test prints that found itself on the wrong machine.
+const SKIPPED: &str = "SKIPPED, NOTHING WAS TESTED: ";
 
 const UNIT: &str = "unit_tests";
 
 /// Builds everything and runs the checks that need no cluster, one line for each.
-pub fn checks(tools: &Tools) -> (Tally, Vec<Phase>) {
-    let mut tally = Tally::default();
-    let mut phases = Vec::new();
+pub fn checks(tools: &Tools, parts: product::Parts, record: &mut Record) {
     for check in SOURCES {
-        run_check(tools, check, &mut tally, &mut phases);
+        run_check(tools, check, record);
     }
     let start = Instant::now();
-    let built = product::build(tools, product::Scope::Workspace);
-    phases.push(Phase::since("build", start));
+    let built = product::build_all(tools, parts);
+    record.phases.push(Phase::since("build", start));
     if let Err(error) = built {
         say(format!("FAILED build: {error:#}"));
         // Nothing may be tested that is not this checkout.
         let _ = std::fs::remove_file(product::archive());
-        tally.failed += 1;
-        return (tally, phases);
+        record.failed += 1;
+        return;
     }
     for check in BUILT {
-        run_check(tools, check, &mut tally, &mut phases);
+        run_check(tools, check, record);
     }
-    (tally, phases)
 }
 
-fn run_check(tools: &Tools, (name, program, arguments): Check, tally: &mut Tally, phases: &mut Vec<Phase>) {
+fn run_check(tools: &Tools, (name, program, arguments): Check, record: &mut Record) {
     say(format!("check {name}"));
     let start = Instant::now();
     let outcome = product::run(tools, program, name, arguments);
@@ -125,14 +166,31 @@ fn run_check(tools: &Tools, (name, program, arguments): Check, tally: &mut Tally
         Err(_) if name == UNIT => counts(&product::last_output()),
         Err(_) => (0, 1),
     };
-    tally.passed += passed;
-    tally.failed += failed.max(usize::from(outcome.is_err()));
-    phases.push(Phase::since(name, start));
+    let skipped = if name == UNIT { skips(&product::last_output()) } else { Vec::new() };
+    // A test that was not run has not passed, whatever it says.
+    record.passed += passed.saturating_sub(skipped.len());
+    record.failed += failed.max(usize::from(outcome.is_err()));
+    record.phases.push(Phase::since(name, start));
     match outcome {
-        Ok(_) if name == UNIT => say(format!("ok {name} ({passed} passed)")),
+        Ok(_) if name == UNIT => say(format!("ok {name} ({passed} passed, {} of them skipped)", skipped.len())),
         Ok(_) => say(format!("ok {name}")),
         Err(error) => say(format!("FAILED {name}: {error:#}")),
     }
+    record.skipped.extend(skipped);
+}
+
+/// The tests that say in their output that they were not run, and why.
+fn skips(output: &str) -> Vec<String> {
+    let mut test = "";
+    let mut found = Vec::new();
+    for line in output.lines() {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            test = name;
+        } else if let Some(why) = line.strip_prefix(SKIPPED) {
+            found.push(format!("{test}: {why}"));
+        }
+    }
+    found
 }
 
 /// Sums the closing lines of the test programs in what `cargo test` printed.
@@ -147,13 +205,27 @@ fn counts(output: &str) -> (usize, usize) {
         .fold((0, 0), |(passed, failed), line| (passed + number(line, " passed"), failed + number(line, " failed")))
 }
 
-/// Where the time went, and the line that says how it all ended; the last one of a run.
-pub fn conclude(tally: Tally, phases: &[Phase]) -> Result<i32> {
-    for phase in phases {
+/// Where the time went, what was not tested, and the line that says how it all ended; the last one of a run.
+///
+/// # Errors
+/// Never.
+pub fn conclude(mut record: Record) -> Result<i32> {
+    for phase in &record.phases {
         say(format!("  {:<22} {:>6} s", phase.name, phase.seconds));
     }
-    say(tally.to_string());
-    Ok(i32::from(tally.failed > 0))
+    if !record.skipped.is_empty() {
+        let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+        say(format!("SKIPPED, NOTHING OF THIS WAS TESTED ({}):", record.skipped.len()));
+        record.skipped.iter().for_each(|what| say(format!("  {what}")));
+        record.failed += failures_of_skips(record.skipped.len(), ci);
+    }
+    say(record.tally().to_string());
+    Ok(i32::from(record.failed > 0))
+}
+
+/// Where nobody reads the list, nothing may be on it.
+fn failures_of_skips(skipped: usize, ci: bool) -> usize {
+    if ci { skipped } else { 0 }
 }
 
 #[cfg(test)]
@@ -172,5 +244,27 @@ mod tests {
         let tally: Tally = (Tally { passed: 3, failed: 1 } + Tally { passed: 4, failed: 0 }).to_string().parse().unwrap();
         assert_eq!((tally.passed, tally.failed), (7, 1));
         assert!("FAILED something".parse::<Tally>().is_err());
+    }
+
+    #[test]
+    fn tests_that_say_so_are_skipped_and_not_passed() {
+        let output = "---- a::b stdout ----\nSKIPPED, NOTHING WAS TESTED: needs root\n\n---- c stdout ----\nhello\n";
+        assert_eq!(skips(output), ["a::b: needs root"]);
+        assert_eq!(failures_of_skips(3, true), 3);
+        assert_eq!(failures_of_skips(3, false), 0);
+    }
+
+    #[test]
+    fn a_record_survives_being_handed_on() {
+        #[derive(clap::Parser)]
+        struct Handed {
+            #[command(flatten)]
+            record: Record,
+        }
+        let phases = vec!["tools=12".parse().unwrap()];
+        let record = Record { passed: 3, failed: 1, phases, skipped: vec!["a b: needs root; fuse".to_owned()] };
+        let again = <Handed as clap::Parser>::parse_from(["x".into()].into_iter().chain(record.arguments())).record;
+        assert_eq!((again.passed, again.failed, again.skipped), (3, 1, record.skipped));
+        assert_eq!(again.phases[0].to_string(), "tools=12");
     }
 }

@@ -5,7 +5,8 @@
 //! br0 10.89.0.1   API server :6443, DNS :53              (the capsule's own network namespace)
 //!  ├─ 10.89.0.11  node 1, pods 10.89.11.0/24             (a namespace per node: network, mounts, host name)
 //!  ├─ 10.89.0.12  node 2, pods 10.89.12.0/24
-//!  └─ 10.89.0.200 s3.lab.internal                        (see `crate::s3`)
+//!  ├─ 10.89.0.200 s3.lab.internal                        (see `crate::s3`)
+//!  └─ 10.89.0.201 registry.example                       (see `crate::registry`; only where a test needs it)
 //!     services    10.90.0.0/16
 //! ```
 //!
@@ -166,6 +167,27 @@ impl Cluster {
             components.iter_mut().for_each(Component::stop);
         }
         crate::capsule::cgroup::remove(self.run.id())
+    }
+
+    /// Ends DNS: names have no addresses any more, in pods and on nodes.
+    ///
+    /// # Errors
+    /// The harness is broken.
+    pub fn stop_dns(&self) -> Result<()> {
+        let mut components = self.components.lock().map_err(|_| poisoned())?;
+        components.iter_mut().filter(|component| component.name == control_plane::DNS).for_each(Component::stop);
+        components.retain(|component| component.name != control_plane::DNS);
+        Ok(())
+    }
+
+    /// Starts it again after [`Cluster::stop_dns`].
+    ///
+    /// # Errors
+    /// It did not start.
+    pub fn start_dns(&self) -> Result<()> {
+        let dns = control_plane::start_dns(&self.run, &self.tools)?;
+        self.components.lock().map_err(|_| poisoned())?.push(dns);
+        Ok(())
     }
 
     /// Makes every wait on this cluster fail at once.

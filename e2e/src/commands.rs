@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::capsule::{self, stage};
-use crate::ci::{self, Phase, Tally};
+use crate::ci::{self, Phase, Record};
 use crate::cluster::{ClusterSpec, node_holder};
 use crate::lab::Lab;
 use crate::lanes::{self, Queue};
+use crate::outside::{self, Outside};
 use crate::product;
 use crate::report::say;
 use crate::run_dir::{RUN_VARIABLE, RunDir};
@@ -128,15 +129,8 @@ pub struct TestArgs {
     /// Use the image that `target/images` has
     #[arg(long)]
     no_build: bool,
-    /// Add this many to those that passed
-    #[arg(long, hide = true, default_value_t = 0)]
-    passed: usize,
-    /// Add this many to those that failed
-    #[arg(long, hide = true, default_value_t = 0)]
-    failed: usize,
-    /// What came before, and how long it took
-    #[arg(long = "phase", hide = true)]
-    phases: Vec<Phase>,
+    #[command(flatten)]
+    record: Record,
 }
 
 /// Arguments of `ci`.
@@ -211,33 +205,46 @@ fn in_capsule(arguments: &[OsString], work: impl FnOnce(&RunDir, &Tools) -> Resu
 fn test(arguments: &TestArgs) -> Result<i32> {
     let filter = arguments.filter.as_deref().unwrap_or_default();
     let tests: Vec<Test> = scenarios::ALL.iter().filter(|test| test.name.contains(filter)).copied().collect();
+    let outside: Vec<Outside> = outside::ALL.iter().filter(|test| test.name.contains(filter)).copied().collect();
     if arguments.list {
-        tests.iter().for_each(|test| say(test.name));
+        outside.iter().map(|test| test.name).chain(tests.iter().map(|test| test.name)).for_each(say);
         return Ok(0);
     }
-    if tests.is_empty() {
+    if tests.is_empty() && outside.is_empty() {
         bail!("no test has `{filter}` in its name; see `larder-e2e test --list`");
     }
+    let mut record = arguments.record.clone();
     if !inside_a_capsule() {
         preflight::check()?;
         let tools = Tools::install(Wanted::All)?;
-        if !arguments.no_build && tests.iter().any(|test| test.needs_larder) {
-            product::build(&tools, product::Scope::Product)?;
+        let needs_larder = tests.iter().any(|test| test.needs_larder) || outside.iter().any(|test| test.needs_larder);
+        if !arguments.no_build && needs_larder {
+            product::build(&tools)?;
+        }
+        if !outside.is_empty() {
+            let start = Instant::now();
+            record.count(outside::run(&outside, record.tally()));
+            record.phases.push(Phase::since("harness_tests", start));
+        }
+        if tests.is_empty() {
+            return ci::conclude(record);
         }
     }
-    let before = Tally { passed: arguments.passed, failed: arguments.failed };
-    let start = Instant::now();
-    let conclude = |tally| {
-        let phases = [arguments.phases.as_slice(), &[Phase::since("cluster_tests", start)]].concat();
-        ci::conclude(before + tally, &phases)
-    };
+    let handed_on = record.arguments();
     let lanes = lanes::count(tests.len())?;
+    let start = Instant::now();
+    let mut conclude = |tally| {
+        record.count(record.tally() + tally);
+        record.phases.push(Phase::since("cluster_tests", start));
+        ci::conclude(record.clone())
+    };
     if lanes > 1 {
         return conclude(lanes::run(&tests, lanes)?);
     }
+    let again = ["test".into()].into_iter().chain(arguments.filter.clone().map(OsString::from)).chain(handed_on);
     let total = tests.len();
     let mut left = tests.into_iter().enumerate();
-    in_capsule(&own_arguments(), |run, tools| {
+    in_capsule(&again.collect::<Vec<_>>(), |run, tools| {
         let next = || Ok(left.next().map(|(index, test)| (test, format!("{} of {total}", index + 1))));
         conclude(suite::run(run, tools, next)?)
     })
@@ -250,7 +257,9 @@ fn lane(queue: PathBuf) -> Result<i32> {
     }
     in_capsule(&own_arguments(), |run, tools| {
         let queue = Queue::at(queue);
-        ci::conclude(suite::run(run, tools, || queue.take())?, &[])
+        let mut record = Record::default();
+        record.count(suite::run(run, tools, || queue.take())?);
+        ci::conclude(record)
     })
 }
 
@@ -259,18 +268,25 @@ fn ci(arguments: CiArgs) -> Result<i32> {
         // Not by calling `test`: inside the capsule it is started with this process's arguments.
         return again(["test".into()].into_iter().chain(arguments.filter.map(OsString::from)));
     }
-    preflight::check()?;
+    let lacks = preflight::lacks()?;
+    let wanted = if lacks.is_empty() { Wanted::All } else { Wanted::Checks };
     let start = Instant::now();
-    let tools = Tools::install(Wanted::All)?;
-    let installed = Phase::since("tools", start);
-    let (tally, mut phases) = ci::checks(&tools);
-    phases.insert(0, installed);
-    if !product::archive().exists() {
-        return ci::conclude(tally, &phases);
+    let tools = Tools::install(wanted)?;
+    let mut record = Record::default();
+    record.phases.push(Phase::since("tools", start));
+    if !lacks.is_empty() {
+        let why = lacks.join("; ");
+        say(format!("no cluster can run here, which needs {why}; what can be checked without one follows"));
+        ci::checks(&tools, product::Parts::Programs, &mut record);
+        let tests = outside::ALL.iter().map(|test| test.name).chain(scenarios::ALL.iter().map(|test| test.name));
+        record.skipped.extend(tests.map(|name| format!("{name}: needs {why}")));
+        return ci::conclude(record);
     }
-    let counts = [format!("--passed={}", tally.passed), format!("--failed={}", tally.failed)];
-    let phases = phases.iter().map(|phase| format!("--phase={phase}"));
-    again(["test".into(), "--no-build".into()].into_iter().chain(counts.into_iter().chain(phases).map(OsString::from)))
+    ci::checks(&tools, product::Parts::All, &mut record);
+    if !product::archive().exists() {
+        return ci::conclude(record);
+    }
+    again(["test".into(), "--no-build".into()].into_iter().chain(record.arguments()))
 }
 
 /// Becomes this program with other arguments.
@@ -283,7 +299,7 @@ fn demo(no_build: bool) -> Result<i32> {
         preflight::check()?;
         let tools = Tools::install(Wanted::Cluster)?;
         if !no_build {
-            product::build(&tools, product::Scope::Product)?;
+            product::build(&tools)?;
         }
         if std::env::var_os("KEEP").is_some_and(|keep| !keep.is_empty() && keep != "0") {
             return keep::up(true);
@@ -304,7 +320,7 @@ fn bench(no_build: bool) -> Result<i32> {
         let tools = Tools::install(Wanted::Cluster)?;
         tools.s5cmd()?;
         if !no_build {
-            product::build(&tools, product::Scope::Product)?;
+            product::build(&tools)?;
         }
     }
     in_capsule(&own_arguments(), |run, tools| {

@@ -4,9 +4,11 @@
 //! main ── tools      pinned programs in ~/.cache/larder
 //!      ── capsule    namespaces in which everything runs, and nothing stays
 //!      └─ lab ┬ cluster   etcd … kubelets; kubectl, helm, exec, waiting
+//!             ├ registry  where users push images and nodes pull them
 //!             ├ s3        the origin: an S3 server with TLS and a log of every byte it sent
 //!             └ dataset   files to serve, with a manifest of their digests
 //!         suite ── scenarios   functions `fn(&Lab) -> anyhow::Result<()>`
+//!         outside              tests of the harness, which start it again on the machine
 //! ```
 //!
 //! There is no async here and no Kubernetes client library: what a user does with kubectl and helm, the tests do with
@@ -20,9 +22,12 @@ pub mod dataset;
 pub mod images;
 pub mod lab;
 pub mod lanes;
+pub mod outside;
 pub mod pki;
 pub mod process;
 pub mod product;
+pub mod readme;
+pub mod registry;
 pub mod report;
 pub mod run_dir;
 pub mod s3;

@@ -42,6 +42,56 @@ impl Authority {
     /// # Errors
     /// openssl failed.
     pub fn issue(&self, name: &str, subject: &str, names: &[String]) -> Result<()> {
+        let (request, extensions) = self.request(name, subject, names)?;
+        openssl()
+            .args(["x509", "-req", "-sha256", "-days", DAYS, "-set_serial", &serial(), "-in"])
+            .arg(&request)
+            .arg("-CA")
+            .arg(self.certificate("ca"))
+            .arg("-CAkey")
+            .arg(self.key("ca"))
+            .arg("-extfile")
+            .arg(&extensions)
+            .arg("-out")
+            .arg(self.certificate(name))
+            .run()?;
+        Ok(())
+    }
+
+    /// The same, valid on the first day of 2020 only. `openssl x509` knows no dates in the past, `openssl ca` does; it wants
+    /// a configuration file and a list of what it has issued.
+    ///
+    /// # Errors
+    /// openssl failed.
+    pub fn issue_expired(&self, name: &str, subject: &str, names: &[String]) -> Result<()> {
+        let (request, extensions) = self.request(name, subject, names)?;
+        let folder = self.folder.display();
+        let configuration = self.folder.join("ca.conf");
+        let text = format!(
+            "[ca]\ndefault_ca=this\n[this]\ndatabase={folder}/issued\nnew_certs_dir={folder}\nrand_serial=yes\n\
+             unique_subject=no\npolicy=any\ndefault_md=sha256\n[any]\ncommonName=supplied\n"
+        );
+        fs::write(&configuration, text).context("write openssl's configuration")?;
+        fs::write(self.folder.join("issued"), "").context("write openssl's list")?;
+        openssl()
+            .args(["ca", "-batch", "-notext", "-startdate", "20200101000000Z", "-enddate", "20200102000000Z", "-config"])
+            .arg(&configuration)
+            .arg("-in")
+            .arg(&request)
+            .arg("-cert")
+            .arg(self.certificate("ca"))
+            .arg("-keyfile")
+            .arg(self.key("ca"))
+            .arg("-extfile")
+            .arg(&extensions)
+            .arg("-out")
+            .arg(self.certificate(name))
+            .run()?;
+        Ok(())
+    }
+
+    /// A new key with a request to sign it, and the extensions of what is to be issued: two files.
+    fn request(&self, name: &str, subject: &str, names: &[String]) -> Result<(PathBuf, PathBuf)> {
         let request = self.folder.join(format!("{name}.csr"));
         openssl()
             .args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"])
@@ -58,19 +108,7 @@ impl Authority {
             text.push_str(&format!("subjectAltName={}\n", names.join(",")));
         }
         fs::write(&extensions, text).context("write certificate extensions")?;
-        openssl()
-            .args(["x509", "-req", "-sha256", "-days", DAYS, "-set_serial", &serial(), "-in"])
-            .arg(&request)
-            .arg("-CA")
-            .arg(self.certificate("ca"))
-            .arg("-CAkey")
-            .arg(self.key("ca"))
-            .arg("-extfile")
-            .arg(&extensions)
-            .arg("-out")
-            .arg(self.certificate(name))
-            .run()?;
-        Ok(())
+        Ok((request, extensions))
     }
 
     /// The certificate file of `name`; `ca` is the authority itself.

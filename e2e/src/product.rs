@@ -30,30 +30,42 @@ pub fn chart() -> PathBuf {
     repository().join("charts/larder")
 }
 
-/// How much is compiled.
+/// How much of it is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// The product.
-    Product,
-    /// The product and all tests at once: cargo unites the features of what it builds together, so building the product by
-    /// itself first would compile many libraries twice.
-    Workspace,
+pub enum Parts {
+    /// The programs.
+    Programs,
+    /// The image too, which needs Debian's packages.
+    All,
 }
 
 /// Builds the binary and its image archive.
 ///
 /// # Errors
 /// Either does not build.
-pub fn build(tools: &Tools, scope: Scope) -> Result<()> {
-    let what: &[&str] = match scope {
-        Scope::Product => &["--package", "larder-cli", "--package", "larder-xtask"],
-        Scope::Workspace => &["--workspace", "--all-targets"],
-    };
-    run(tools, "cargo", "building larder", &[&["build", "--release", "--locked"], what].concat())?;
+pub fn build(tools: &Tools) -> Result<()> {
+    compile(tools, &["--package", "larder-cli", "--package", "larder-xtask"])?;
+    image(tools)
+}
+
+/// The same with all tests at once: cargo unites the features of what it builds together, so building the product by itself
+/// first would compile many libraries twice.
+///
+/// # Errors
+/// Something does not build.
+pub fn build_all(tools: &Tools, parts: Parts) -> Result<()> {
+    compile(tools, &["--workspace", "--all-targets"])?;
+    if parts == Parts::All { image(tools) } else { Ok(()) }
+}
+
+fn compile(tools: &Tools, what: &[&str]) -> Result<()> {
+    run(tools, "cargo", "building larder", &[&["build", "--release", "--locked"], what].concat()).map(drop)
+}
+
+fn image(tools: &Tools) -> Result<()> {
     let runtime = tools.image_root();
     let runtime = runtime.to_str().context("the cache's path is not UTF-8")?;
-    run(tools, "target/release/larder-xtask", "building the image", &["images", "--runtime", runtime])?;
-    Ok(())
+    run(tools, "target/release/larder-xtask", "building the image", &["images", "--runtime", runtime]).map(drop)
 }
 
 /// What the program that ran last has printed.

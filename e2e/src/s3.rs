@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 pub use access_log::{Reads, Request};
 
@@ -46,6 +46,10 @@ pub const REGION: &str = "us-east-1";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The two certificates that an authority issues.
+const VALID: &str = "server";
+const EXPIRED: &str = "server-expired";
+
 /// The S3 server.
 pub struct S3Server {
     tools: Tools,
@@ -58,6 +62,8 @@ pub struct S3Server {
 struct State {
     authorities: u32,
     authority: Authority,
+    /// Of the two that the authority has issued.
+    certificate: &'static str,
     backend: Option<Component>,
     front: Option<Component>,
 }
@@ -74,7 +80,7 @@ impl S3Server {
         // The pod networks are reached through the gateway, which forwards.
         let host = Host::add("s3", ADDRESS, "")?;
         let authority = certificate(&folder, 1)?;
-        let state = State { authorities: 1, authority, backend: None, front: None };
+        let state = State { authorities: 1, authority, certificate: VALID, backend: None, front: None };
         let server = Self { tools: tools.clone(), run: run.clone(), host, folder, state: Mutex::new(state) };
         server.resume()?;
         Ok(server)
@@ -106,7 +112,8 @@ impl S3Server {
             front.stop_with_its_children();
         }
         let configuration = self.folder.join("nginx.conf");
-        fs::write(&configuration, self.front_configuration(&state.authority)).context("write nginx's configuration")?;
+        let text = self.front_configuration(&state.authority, state.certificate);
+        fs::write(&configuration, text).context("write nginx's configuration")?;
         state.front = Some(Component::start(
             &self.run,
             "s3-front",
@@ -123,19 +130,24 @@ impl S3Server {
         loop {
             let State { backend, front, .. } = &mut *state;
             [backend, front].into_iter().flatten().try_for_each(Component::check)?;
-            let Err(error) = self.answers(&state.authority) else { return Ok(()) };
+            let answer = fetch(&state.authority, "GET", "/", &[]);
+            let Err(error) = Self::answers(answer, state.certificate) else { return Ok(()) };
             ensure!(Instant::now() < deadline, "the S3 server does not answer: {error:#}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    fn answers(&self, authority: &Authority) -> Result<()> {
-        let answer = fetch(authority, "GET", "/", &[])?;
-        ensure!(answer.starts_with("HTTP/1.1 4"), "{}", answer.lines().next().unwrap_or("it closed the connection"));
-        Ok(())
+    /// With a certificate that is expired the right answer is none.
+    fn answers(answer: Result<String>, certificate: &str) -> Result<()> {
+        match answer {
+            Err(error) if certificate == EXPIRED && format!("{error:#}").contains("certificate has expired") => Ok(()),
+            Ok(answer) if certificate == VALID && answer.starts_with("HTTP/1.1 4") => Ok(()),
+            Ok(answer) => bail!("{}", answer.lines().next().unwrap_or("it closed the connection")),
+            Err(error) => Err(error),
+        }
     }
 
-    fn front_configuration(&self, authority: &Authority) -> String {
+    fn front_configuration(&self, authority: &Authority, certificate: &str) -> String {
         format!(
             r#"daemon off;
 user root;
@@ -164,8 +176,8 @@ http {{
 "#,
             folder = self.folder.display(),
             log = self.run.log_folder().display(),
-            certificate = authority.certificate("server").display(),
-            key = authority.key("server").display(),
+            certificate = authority.certificate(certificate).display(),
+            key = authority.key(certificate).display(),
         )
     }
 
@@ -190,6 +202,15 @@ http {{
             state.authorities += 1;
             state.authority = certificate(&self.folder, state.authorities)?;
         }
+        self.start_front()
+    }
+
+    /// Gives it a certificate of the same authority that is expired, or the valid one again.
+    ///
+    /// # Errors
+    /// It did not come up again.
+    pub fn let_certificate_expire(&self, expired: bool) -> Result<()> {
+        self.state()?.certificate = if expired { EXPIRED } else { VALID };
         self.start_front()
     }
 
@@ -256,7 +277,9 @@ http {{
 
 fn certificate(folder: &Path, number: u32) -> Result<Authority> {
     let authority = Authority::create(&folder.join(format!("pki-{number}")), &format!("larder-e2e corporate CA {number}"))?;
-    authority.issue("server", &format!("/CN={NAME}"), &[format!("DNS:{NAME}"), format!("IP:{ADDRESS}")])?;
+    let (subject, names) = (format!("/CN={NAME}"), [format!("DNS:{NAME}"), format!("IP:{ADDRESS}")]);
+    authority.issue(VALID, &subject, &names)?;
+    authority.issue_expired(EXPIRED, &subject, &names)?;
     Ok(authority)
 }
 

@@ -7,6 +7,7 @@ mod datasets;
 mod first_light;
 mod install;
 mod larder;
+mod readme;
 
 use std::time::Duration;
 
@@ -50,6 +51,12 @@ pub const ALL: &[Test] = &[
     .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
+    Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),
+    Test::new(
+        "dns_that_is_down_is_named_and_cached_data_is_read",
+        bad_input::dns_that_is_down_is_named_and_cached_data_is_read,
+    )
+    .within(LONG),
     Test::new("a_missing_disk_is_named_and_heals", bad_input::a_missing_disk_is_named_and_heals).within(LONG),
     Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
     Test::new(
@@ -64,6 +71,9 @@ pub const ALL: &[Test] = &[
     .within(LONG),
     Test::new("the_api_server_refuses_what_the_schema_forbids", bad_input::the_api_server_refuses_what_the_schema_forbids),
     Test::new("plain_manifests_install_larder_too", install::plain_manifests_install_larder_too)
+        .within(LONG)
+        .on_its_own_cluster(),
+    Test::new("the_readme_works_with_images_from_a_registry", readme::the_readme_works_with_images_from_a_registry)
         .within(LONG)
         .on_its_own_cluster(),
 ];

@@ -36,10 +36,22 @@ pub fn repository() -> &'static Path {
 /// Which programs are asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
+    /// What checks without a cluster need: helm.
+    Checks,
     /// What a cluster needs.
     Cluster,
     /// Also what only some tests need (csi-sanity, an image registry).
     All,
+}
+
+impl Wanted {
+    fn includes(self, program: &go::Program) -> bool {
+        match self {
+            Self::Checks => program.name == "helm",
+            Self::Cluster => program.cluster,
+            Self::All => true,
+        }
+    }
 }
 
 /// Where the installed programs are.
@@ -95,7 +107,7 @@ impl Tools {
         if debian {
             debian::install(&tools.cache, &tools.debian)?;
         }
-        for program in go::PROGRAMS.iter().filter(|p| wanted == Wanted::All || p.cluster) {
+        for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             go::install(&tools.cache, program)?;
         }
         say(format!("tools installed: {}", seconds(started.elapsed())));
@@ -125,10 +137,10 @@ impl Tools {
     /// Whether the Debian part is missing, and how many Go programs.
     fn missing(&self, wanted: Wanted) -> Result<(bool, usize)> {
         let mut builds = 0;
-        for program in go::PROGRAMS.iter().filter(|p| wanted == Wanted::All || p.cluster) {
+        for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             builds += usize::from(!go::path(&self.cache, program)?.exists());
         }
-        Ok((!self.debian.exists(), builds))
+        Ok((wanted != Wanted::Checks && !self.debian.exists(), builds))
     }
 
     /// A program built from Go, by name.

@@ -131,7 +131,19 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     while let Some(joined) = tasks.join_next().await {
         result = result.and(joined?);
     }
+    leave_nothing(&layout);
     result
+}
+
+/// Takes away what only a plugin that runs needs, because this may have been the last one on the node; the next one makes it
+/// again. The bind mounts in pods stay.
+fn leave_nothing(layout: &Layout) {
+    let left = mount::unmount_all(&layout.shroud())
+        .and_then(|()| mount::remove(&layout.shroud()))
+        .and_then(|()| mount::remove(&layout.csi_socket()));
+    if let Err(error) = left {
+        tracing::warn!(%error, "remove shroud and CSI socket");
+    }
 }
 
 /// Listens for root only, in place of what an earlier process left there.

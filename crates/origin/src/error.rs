@@ -15,6 +15,8 @@ pub enum Reason {
     DnsFailed,
     /// The endpoint's certificate is not trusted.
     TlsUntrusted,
+    /// The endpoint's certificate is not valid any more, or not yet.
+    TlsExpired,
     /// The credentials are refused, or do not permit this.
     AccessDenied,
     /// There is no such bucket.
@@ -41,6 +43,7 @@ impl Reason {
             Self::OriginUnreachable => "OriginUnreachable",
             Self::DnsFailed => "DnsFailed",
             Self::TlsUntrusted => "TlsUntrusted",
+            Self::TlsExpired => "TlsExpired",
             Self::AccessDenied => "AccessDenied",
             Self::BucketNotFound => "BucketNotFound",
             Self::WrongRegion => "WrongRegion",

@@ -1,6 +1,7 @@
 //! `cargo run --release -p larder-xtask -- <task>`: what is generated, and the images.
 
 mod crds;
+mod deny;
 mod images;
 mod manifests;
 
@@ -19,6 +20,8 @@ enum Task {
     Crds(crds::Args),
     /// Render manifests/ from charts/larder
     Manifests(manifests::Args),
+    /// Check bans, licences and sources of dependencies against deny.toml
+    Deny,
     /// Make the image as an OCI archive, without a container engine
     Images(images::Args),
 }
@@ -27,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Crds(args) => crds::run(&args),
         Task::Manifests(args) => manifests::run(&args),
+        Task::Deny => deny::run(),
         Task::Images(args) => images::run(&args),
     }
 }

@@ -77,6 +77,11 @@ fn delegate(folder: &Path) {
     }
 }
 
+/// The directories of a run that are there.
+pub fn of_run(run: &str) -> Vec<PathBuf> {
+    hierarchies().into_iter().map(|(root, _)| root.join(TOP).join(run)).filter(|folder| folder.exists()).collect()
+}
+
 /// Removes a run's directories, after killing whoever is still in them.
 ///
 /// # Errors

@@ -14,8 +14,8 @@ use super::mounts::{bind, tmpfs};
 use super::own_program;
 use crate::process::Run as _;
 use crate::run_dir::RunDir;
-use crate::s3;
 use crate::tools::Tools;
+use crate::{registry, s3};
 
 /// Stage `internal-init`: PID 1. Starts this program again and reaps whoever is orphaned until that one ends.
 ///
@@ -44,17 +44,18 @@ pub fn prepare(run: &RunDir, tools: &Tools) -> Result<()> {
     fs::create_dir_all("/run/netns").context("make /run/netns")?;
     fs::create_dir_all(run.path("home")).context("make a home folder")?;
     link_programs(run, tools)?;
-    name_origin(run)?;
+    name_hosts(run)?;
     Command::new("ip").args(["link", "set", "lo", "up"]).run()?;
     Ok(())
 }
 
-/// The origin's name, for people in `larder-e2e shell` and for pods in the network of their node.
-fn name_origin(run: &RunDir) -> Result<()> {
+/// The names of origin and registry, for people in `larder-e2e shell`, for nodes and for pods in the network of their node.
+fn name_hosts(run: &RunDir) -> Result<()> {
     let hosts = Path::new("/etc/hosts");
     let own = run.path("hosts");
     let text = fs::read_to_string(hosts).unwrap_or_default();
-    fs::write(&own, format!("{text}\n{} {}\n", s3::ADDRESS, s3::NAME)).context("write a hosts file")?;
+    fs::write(&own, format!("{text}\n{} {}\n{} {}\n", s3::ADDRESS, s3::NAME, registry::ADDRESS, registry::NAME))
+        .context("write a hosts file")?;
     if hosts.exists() { bind(&own, hosts) } else { Ok(()) }
 }
 

@@ -18,6 +18,9 @@ use crate::tools::Tools;
 const SERVICES: &str = "10.90.0.0/16";
 const API_SERVICE: &str = "10.90.0.1";
 
+/// CoreDNS among the components.
+pub(super) const DNS: &str = "coredns";
+
 /// In the capsule's own `/run`: short enough for a socket's name wherever the clone is.
 pub(super) const API_SOCKET: &str = "/run/api.sock";
 
@@ -146,10 +149,14 @@ pub(super) fn start_rest(run: &RunDir, tools: &Tools, pki: &Pki) -> Result<Vec<C
         "scheduler",
         tools.command("kube-scheduler")?.arg("--kubeconfig").arg(run.path("scheduler.kubeconfig")).arg("--leader-elect=false"),
     )?;
+    Ok(vec![controllers, scheduler, start_dns(run, tools)?])
+}
+
+/// Starts CoreDNS.
+pub(super) fn start_dns(run: &RunDir, tools: &Tools) -> Result<Component> {
     let corefile = run.path("Corefile");
     fs::write(&corefile, dns_configuration(&run.kubeconfig())).context("write the Corefile")?;
-    let dns = Component::start(run, "coredns", tools.command("coredns")?.arg("-conf").arg(corefile))?;
-    Ok(vec![controllers, scheduler, dns])
+    Component::start(run, DNS, tools.command("coredns")?.arg("-conf").arg(corefile))
 }
 
 /// No cache: a test that changes a name may not wait for one.

@@ -96,6 +96,11 @@ impl Node {
         self.folder.join(name)
     }
 
+    /// The folder in which containerd looks for a registry's address and CA, at each pull.
+    pub fn registries(&self) -> PathBuf {
+        self.folder.join(node_files::REGISTRIES)
+    }
+
     /// The process that holds the node's namespaces.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ use crate::images::PAUSE;
 use crate::run_dir::RunDir;
 use crate::tools::Tools;
 
+/// In the node's folder: how containerd gets at registries, a folder for each.
+pub(super) const REGISTRIES: &str = "registries";
+
 /// Writes them all into the node's folder. JSON where the program reads YAML: it is both.
 pub(super) fn write(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize, folder: &Path) -> Result<()> {
     let put = |name: &str, text: String| {
@@ -45,6 +48,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   sandbox_image = "{PAUSE}"
   disable_apparmor = true
   restrict_oom_score_adj = true
+
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "{folder}/{REGISTRIES}"
 
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "{host}/usr/lib/cni"

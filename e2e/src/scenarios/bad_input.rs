@@ -118,6 +118,35 @@ pub(super) fn an_untrusted_origin_is_named_and_heals(lab: &Lab) -> Result<()> {
     heals(&named, &manifest, || lab.cluster.apply(&named.yaml()?).map(drop))
 }
 
+/// The origin's certificate was not renewed in time; no dataset is to be changed when it is.
+pub(super) fn an_expired_certificate_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "expired", name: "expired" };
+    let manifest = upload(lab, BUCKET, "expired", 601)?;
+    lab.s3.let_certificate_expire(true)?;
+    named.create()?;
+    named.wait_reason("SnapshotTaken", "TlsExpired", "s3.lab.internal", WAIT)?;
+    heals(&named, &manifest, || lab.s3.let_certificate_expire(false))
+}
+
+/// The cluster's DNS is away: what is cached is read all the same, what is not says that a name has no address.
+pub(super) fn dns_that_is_down_is_named_and_cached_data_is_read(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let cached = Named { lab, namespace: "named", name: "named" };
+    let manifest = upload(lab, BUCKET, "named", 701)?;
+    cached.create()?;
+    cached.wait("Preloaded", WAIT)?;
+    let later = Named { lab, namespace: "nameless", name: "nameless" };
+    let later_manifest = upload(lab, BUCKET, "nameless", 702)?;
+    lab.cluster.stop_dns()?;
+    cached.read_everywhere(&manifest, WAIT)?;
+    later.create()?;
+    later.wait_reason("SnapshotTaken", "DnsFailed", "s3.lab.internal", WAIT)?;
+    later.wait_reason("SnapshotTaken", "DnsFailed", "the cluster's DNS", WAIT)?;
+    heals(&later, &later_manifest, || lab.cluster.start_dns())?;
+    cached.remove(WAIT)
+}
+
 /// The folder of the tier is on no node: a disk that is not mounted. No folder is made for it on the root disk.
 pub(super) fn a_missing_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     install(lab)?;

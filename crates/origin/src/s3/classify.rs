@@ -39,6 +39,10 @@ pub(super) fn error(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, f
         Some(Ending::NoAnswer(_, Failing::Dns, _)) => {
             e(Reason::DnsFailed, "the endpoint's name has no address; check source.endpoint and the cluster's DNS".into())
         }
+        Some(Ending::NoAnswer(_, Failing::Expired, text)) => e(
+            Reason::TlsExpired,
+            format!("the endpoint's certificate is expired or not valid yet ({text}); renew it, or set the clock of this node"),
+        ),
         Some(Ending::NoAnswer(_, Failing::Tls, text)) => e(
             Reason::TlsUntrusted,
             format!("the endpoint's certificate is not trusted ({text}); put its CA into the ConfigMap named in source.ca"),

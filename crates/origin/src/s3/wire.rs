@@ -61,6 +61,8 @@ pub(super) enum Ending {
 pub(super) enum Failing {
     Dns,
     Tls,
+    /// TLS too, but another CA would not help.
+    Expired,
     Other,
 }
 
@@ -199,9 +201,8 @@ fn look(error: &HttpError) -> (Failing, String) {
     let mut next: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     while let Some(cause) = next {
         text = cause.to_string();
-        let tls = is_tls(cause);
-        if tls {
-            failing = Failing::Tls;
+        if let Some(tls) = look_at_tls(cause) {
+            failing = tls;
         } else if text.starts_with("dns error") || text.contains("failed to lookup address information") {
             failing = Failing::Dns;
         }
@@ -211,9 +212,16 @@ fn look(error: &HttpError) -> (Failing, String) {
 }
 
 /// io::Error leaves what it wraps out of its chain of causes, also when it wraps another one.
-fn is_tls(mut cause: &(dyn std::error::Error + 'static)) -> bool {
+fn look_at_tls(mut cause: &(dyn std::error::Error + 'static)) -> Option<Failing> {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     while let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
         cause = inner;
     }
-    matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_)))
+    match cause.downcast_ref()? {
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }) => {
+            Some(Failing::Expired)
+        }
+        rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_) => Some(Failing::Tls),
+        _ => None,
+    }
 }

@@ -15,9 +15,13 @@ const CA: &[u8] = include_bytes!("ca.pem");
 const CERTIFICATE: &[u8] = include_bytes!("server.pem");
 const KEY: &[u8] = include_bytes!("server.key");
 
+/// Valid on the first day of 2020 only, and its CA, which is valid for long.
+const EXPIRED: &[u8] = include_bytes!("expired.pem");
+const EXPIRED_CA: &[u8] = include_bytes!("expired-ca.pem");
+
 /// Answers every request with an empty page.
-async fn server() -> String {
-    let chain = vec![CertificateDer::from_pem_slice(CERTIFICATE).unwrap()];
+async fn server(certificate: &[u8]) -> String {
+    let chain = vec![CertificateDer::from_pem_slice(certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(KEY).unwrap();
     let config = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
         .with_safe_default_protocol_versions()
@@ -49,8 +53,13 @@ async fn server() -> String {
 #[tokio::test]
 async fn a_certificate_is_trusted_by_the_given_ca_and_no_other() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let source =
-        Source { uri: "s3://b/".into(), endpoint: server().await, path_style: true, anonymous: true, ..Source::default() };
+    let source = Source {
+        uri: "s3://b/".into(),
+        endpoint: server(CERTIFICATE).await,
+        path_style: true,
+        anonymous: true,
+        ..Source::default()
+    };
     let with = |ca: Option<&[u8]>| S3::new(&source, None, ca, Arc::default()).unwrap();
     let (files, _) = list(&with(Some(CA))).await.unwrap();
     assert!(files.is_empty());
@@ -62,4 +71,14 @@ async fn a_certificate_is_trusted_by_the_given_ca_and_no_other() {
     }
     let no_pem = S3::new(&source, None, Some(b"-----BEGIN CERTIFICATE-----\n!"), Arc::default()).unwrap_err();
     assert_eq!(no_pem.reason(), Reason::InvalidSource);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_expired_is_not_taken_for_one_of_an_unknown_ca() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let endpoint = server(EXPIRED).await;
+    let source = Source { uri: "s3://b/".into(), endpoint, path_style: true, anonymous: true, ..Source::default() };
+    let e = list(&S3::new(&source, None, Some(EXPIRED_CA), Arc::default()).unwrap()).await.unwrap_err();
+    assert_eq!(e.reason(), Reason::TlsExpired, "{e}");
+    assert!(e.to_string().contains("renew"), "{e}");
 }
