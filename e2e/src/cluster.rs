@@ -106,13 +106,13 @@ impl Cluster {
     /// A component ended or did not come up in time; the message has the end of its log.
     pub fn up(run: &RunDir, tools: &Tools, spec: &ClusterSpec) -> Result<Self> {
         let pki = step("certificates", || control_plane::certificates(run, spec))?;
-        network::prepare(spec)?;
+        network::prepare(spec.nodes.len())?;
         let images = crate::images::test_images(run, tools)?;
         let nodes = spec
             .nodes
             .iter()
             .enumerate()
-            .map(|(index, node)| Node::prepare(run, tools, node, index))
+            .map(|(index, node)| Node::prepare(run, tools, node, index, network::add_node(spec, index)?))
             .collect::<Result<Vec<_>>>()?;
         let mut components = control_plane::start_storage_and_api(run, tools, &pki)?;
         step("API server ready, containerds running", || {
@@ -160,7 +160,7 @@ impl Cluster {
     pub fn down(&self) -> Result<()> {
         self.cancel();
         for node in &self.nodes {
-            node.stop();
+            node.end_everything()?;
         }
         if let Ok(mut components) = self.components.lock() {
             components.iter_mut().for_each(Component::stop);

@@ -1,5 +1,7 @@
 //! One node: its namespaces, its containerd, kube-proxy and kubelet, and what a test does to them.
 
+mod power;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::network::{Host, node_address};
+use super::network::Host;
 use super::node_holder::{NVME_FOLDER, READY};
 use super::spec::{NodeKind, NodeSpec};
 use super::{Component, node_files, poisoned};
@@ -55,20 +57,13 @@ pub struct Process {
 
 impl Node {
     /// Makes the node's folder, files and cgroups; starts nothing.
-    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize) -> Result<Self> {
+    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize, host: Host) -> Result<Self> {
         let folder = run.path("nodes").join(&spec.name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         node_files::write(run, tools, spec, index, &folder)?;
         cgroup::create(run.id(), &spec.name)?;
-        Ok(Self {
-            tools: tools.clone(),
-            run: run.clone(),
-            spec: spec.clone(),
-            host: Host { name: spec.name.clone(), address: node_address(index) },
-            folder,
-            running: Mutex::default(),
-        })
+        Ok(Self { tools: tools.clone(), run: run.clone(), spec: spec.clone(), host, folder, running: Mutex::default() })
     }
 
     /// Its name.
@@ -196,28 +191,6 @@ impl Node {
         self.start_kubelet_only()
     }
 
-    /// Ends everything on the node at once, containers too. What is on its disks stays.
-    pub(super) fn stop(&self) {
-        let Ok(mut running) = self.running.lock() else { return };
-        let Running { holder, containerd, proxy, kubelet } = std::mem::take(&mut *running);
-        let namespace = holder.as_ref().and_then(|holder| fs::read_link(format!("/proc/{}/ns/mnt", holder.pid())).ok());
-        for component in [kubelet, proxy, containerd].iter_mut().flatten() {
-            component.stop();
-        }
-        // The containers' shims, which outlive containerd by design, are in the node's mount namespace.
-        for pid in every_process().filter(|pid| *pid > 1) {
-            if namespace.is_some() && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == namespace {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-        for (pid, _) in cgroup::processes(self.run.id(), self.name()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        if let Some(mut holder) = holder {
-            holder.stop();
-        }
-    }
-
     pub(super) fn check(&self) -> Result<()> {
         let mut running = self.running()?;
         let Running { holder, containerd, proxy, kubelet } = &mut *running;
@@ -289,9 +262,4 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("send {signal} to {} ({})", self.pid, self.command))
     }
-}
-
-fn every_process() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
