@@ -39,7 +39,7 @@ pub use dump::DUMP;
 pub use gpus::GPUS;
 pub use network::{GATEWAY, Host};
 pub use node::{Node, Process};
-pub use spec::{ClusterSpec, NodeKind, NodeSpec};
+pub use spec::{ClusterSpec, KUBELET_DIR, NodeKind, NodeSpec};
 
 use crate::process::{Run as _, tail};
 use crate::report::step;
@@ -112,7 +112,7 @@ impl Cluster {
             .nodes
             .iter()
             .enumerate()
-            .map(|(index, node)| Node::prepare(run, tools, node, index, network::add_node(spec, index)?))
+            .map(|(index, _)| Node::prepare(run, tools, spec, index, network::add_node(spec, index)?))
             .collect::<Result<Vec<_>>>()?;
         let mut components = control_plane::start_storage_and_api(run, tools, &pki)?;
         step("API server ready, containerds running", || {
@@ -201,6 +201,11 @@ impl Cluster {
     /// The GPU nodes.
     pub fn gpu_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| node.kind() == NodeKind::Gpu)
+    }
+
+    /// The root folder of the kubelets.
+    pub fn kubelet_dir(&self) -> &str {
+        self.nodes.first().map_or(KUBELET_DIR, Node::kubelet_dir)
     }
 
     /// A node by name.

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::network::Host;
 use super::node_holder::{NVME_FOLDER, READY};
-use super::spec::{NodeKind, NodeSpec};
+use super::spec::{ClusterSpec, NodeKind, NodeSpec};
 use super::{Component, node_files, poisoned};
 use crate::capsule::{cgroup, own_program, stage};
 use crate::process::Run as _;
@@ -31,6 +31,7 @@ pub struct Node {
     spec: NodeSpec,
     host: Host,
     folder: PathBuf,
+    kubelet_dir: &'static str,
     running: Mutex<Running>,
 }
 
@@ -57,13 +58,22 @@ pub struct Process {
 
 impl Node {
     /// Makes the node's folder, files and cgroups; starts nothing.
-    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize, host: Host) -> Result<Self> {
+    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &ClusterSpec, index: usize, host: Host) -> Result<Self> {
+        let (kubelet_dir, spec) = (spec.kubelet_dir, &spec.nodes[index]);
         let folder = run.path("nodes").join(&spec.name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         node_files::write(run, tools, spec, index, &folder)?;
         cgroup::create(run.id(), &spec.name)?;
-        Ok(Self { tools: tools.clone(), run: run.clone(), spec: spec.clone(), host, folder, running: Mutex::default() })
+        Ok(Self {
+            tools: tools.clone(),
+            run: run.clone(),
+            spec: spec.clone(),
+            host,
+            folder,
+            kubelet_dir,
+            running: Mutex::default(),
+        })
     }
 
     /// Its name.
@@ -76,6 +86,11 @@ impl Node {
         self.spec.kind
     }
 
+    /// The root folder of its kubelet.
+    pub fn kubelet_dir(&self) -> &str {
+        self.kubelet_dir
+    }
+
     /// Its place in the network.
     pub fn host(&self) -> &Host {
         &self.host
@@ -86,7 +101,8 @@ impl Node {
         self.folder.join(NVME_FOLDER)
     }
 
-    /// The folder that the node sees as `/var/lib/<name>`: `kubelet`, `containerd`, `larder`.
+    /// The folder that the node sees as `/var/lib/<name>`: `containerd`, `larder`; `kubelet` is the kubelet's, wherever that
+    /// is.
     pub fn var_lib(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -129,7 +145,7 @@ impl Node {
                 .arg(own_program(&self.run))
                 .arg(stage::NODE)
                 .arg(&self.folder)
-                .args([self.name(), &self.spec.kind.to_string()]),
+                .args([self.name(), &self.spec.kind.to_string(), self.kubelet_dir]),
         )?;
         self.running()?.holder = Some(holder);
         self.wait_for("its namespaces", || Ok(ready.exists()))?;
@@ -162,7 +178,9 @@ impl Node {
             .arg("--kubeconfig")
             .arg(self.run.path(format!("{}.kubeconfig", self.name())))
             .args(["--hostname-override", self.name(), "--node-ip", &self.host.address.to_string()])
-            .args(["--root-dir", "/var/lib/kubelet", "--v=2"]);
+            .args(["--root-dir", self.kubelet_dir, "--volume-plugin-dir"])
+            .arg(Path::new(self.kubelet_dir).join("volume-plugins"))
+            .arg("--v=2");
         if self.spec.kind == NodeKind::Gpu {
             command.args(["--node-labels", "nvidia.com/gpu.present=true"]);
         }

@@ -48,6 +48,7 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
             "tiers[0].hostPath=/mnt/nvme0".to_owned(),
             "tiers[1].name=spare".to_owned(),
             format!("tiers[1].hostPath={SPARE_TIER}"),
+            format!("kubeletDir={}", cluster.kubelet_dir()),
         ]
         .join(",");
         let chart = product::chart();
