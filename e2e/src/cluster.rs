@@ -40,7 +40,7 @@ pub use dump::DUMP;
 pub use gpus::GPUS;
 pub use network::{GATEWAY, Host};
 pub use node::{Node, Process};
-pub use spec::{ClusterSpec, NodeKind, NodeSpec};
+pub use spec::{ClusterSpec, KUBELET_DIR, NodeKind, NodeSpec};
 
 use crate::process::{Run as _, tail};
 use crate::report::step;
@@ -107,13 +107,13 @@ impl Cluster {
     /// A component ended or did not come up in time; the message has the end of its log.
     pub fn up(run: &RunDir, tools: &Tools, spec: &ClusterSpec) -> Result<Self> {
         let pki = step("certificates", || control_plane::certificates(run, spec))?;
-        network::prepare(spec)?;
+        network::prepare(spec.nodes.len())?;
         let images = crate::images::test_images(run, tools)?;
         let nodes = spec
             .nodes
             .iter()
             .enumerate()
-            .map(|(index, node)| Node::prepare(run, tools, node, index))
+            .map(|(index, _)| Node::prepare(run, tools, spec, index, network::add_node(spec, index)?))
             .collect::<Result<Vec<_>>>()?;
         let mut components = control_plane::start_storage_and_api(run, tools, &pki)?;
         step("API server ready, containerds running", || {
@@ -161,7 +161,7 @@ impl Cluster {
     pub fn down(&self) -> Result<()> {
         self.cancel();
         for node in &self.nodes {
-            node.stop();
+            node.end_everything()?;
         }
         if let Ok(mut components) = self.components.lock() {
             components.iter_mut().for_each(Component::stop);
@@ -223,6 +223,11 @@ impl Cluster {
     /// The GPU nodes.
     pub fn gpu_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| node.kind() == NodeKind::Gpu)
+    }
+
+    /// The root folder of the kubelets.
+    pub fn kubelet_dir(&self) -> &str {
+        self.nodes.first().map_or(KUBELET_DIR, Node::kubelet_dir)
     }
 
     /// A node by name.

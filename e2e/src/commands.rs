@@ -85,6 +85,8 @@ pub enum Command {
         name: String,
         /// `gpu` or `cpu`
         kind: String,
+        /// The root folder of its kubelet
+        kubelet_dir: String,
     },
 }
 
@@ -160,7 +162,9 @@ impl Command {
             Self::Enter(rest) => capsule::enter(&rest.rest).map(|()| 1),
             Self::Init(rest) => capsule::init(&rest.rest),
             Self::Janitor { id } => capsule::janitor(&id).map(|()| 0),
-            Self::Node { folder, name, kind } => node_holder::hold(&folder, &name, &kind).map(|()| 0),
+            Self::Node { folder, name, kind, kubelet_dir } => {
+                node_holder::hold(&folder, &name, &kind, &kubelet_dir).map(|()| 0)
+            }
         }
     }
 }

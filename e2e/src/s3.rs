@@ -10,6 +10,7 @@
 //! tests are about. Hence nginx in front of it.
 
 mod access_log;
+mod any_key;
 mod presign;
 
 use std::fs;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 pub use access_log::{Reads, Request};
+pub use any_key::AnyKeyServer;
 
 use crate::cluster::{Component, Host, poisoned};
 use crate::pki::Authority;

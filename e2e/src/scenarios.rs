@@ -4,10 +4,14 @@ mod bad_input;
 mod bench;
 mod cluster;
 mod datasets;
+mod disk;
 mod first_light;
 mod install;
+mod keys;
 mod larder;
 mod readme;
+mod reboot;
+mod shroud;
 
 use std::time::Duration;
 
@@ -49,6 +53,9 @@ pub const ALL: &[Test] = &[
         datasets::a_node_that_gains_the_label_gets_its_worker_and_share,
     )
     .within(LONG),
+    Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
+    Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
+        .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
     Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),
@@ -58,7 +65,11 @@ pub const ALL: &[Test] = &[
     )
     .within(LONG),
     Test::new("a_missing_disk_is_named_and_heals", bad_input::a_missing_disk_is_named_and_heals).within(LONG),
+    Test::new("a_full_disk_is_named_and_heals", disk::a_full_disk_is_named_and_heals).within(LONG),
+    Test::new("a_quota_that_is_too_small_is_named_and_heals", disk::a_quota_that_is_too_small_is_named_and_heals).within(LONG),
     Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
+    Test::new("keys_that_no_file_can_have_are_left_out_and_named", keys::keys_that_no_file_can_have_are_left_out_and_named)
+        .within(LONG),
     Test::new(
         "an_origin_that_is_down_is_named_and_cached_data_is_read",
         bad_input::an_origin_that_is_down_is_named_and_cached_data_is_read,
@@ -70,6 +81,9 @@ pub const ALL: &[Test] = &[
     )
     .within(LONG),
     Test::new("the_api_server_refuses_what_the_schema_forbids", bad_input::the_api_server_refuses_what_the_schema_forbids),
+    Test::new("a_kubelet_with_another_root_folder_is_served_too", install::a_kubelet_with_another_root_folder_is_served_too)
+        .within(LONG)
+        .on_a_cluster(|spec| spec.kubelet_dir = "/var/lib/k0s/kubelet"),
     Test::new("plain_manifests_install_larder_too", install::plain_manifests_install_larder_too)
         .within(LONG)
         .on_its_own_cluster(),

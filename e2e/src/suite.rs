@@ -24,6 +24,8 @@ pub struct Test {
     pub timeout: Duration,
     /// It needs a cluster that no other test has used, and leaves one that none should.
     pub own_cluster: bool,
+    /// What is special about that cluster.
+    pub spec: fn(&mut ClusterSpec),
     /// It needs the image of Larder.
     pub needs_larder: bool,
 }
@@ -31,7 +33,7 @@ pub struct Test {
 impl Test {
     /// A test of at most three minutes on the shared cluster.
     pub const fn new(name: &'static str, run: fn(&Lab) -> Result<()>) -> Self {
-        Self { name, run, timeout: Duration::from_secs(180), own_cluster: false, needs_larder: true }
+        Self { name, run, timeout: Duration::from_secs(180), own_cluster: false, spec: |_| (), needs_larder: true }
     }
 
     /// Of the cluster alone.
@@ -49,6 +51,13 @@ impl Test {
     /// With a cluster of its own.
     pub const fn on_its_own_cluster(mut self) -> Self {
         self.own_cluster = true;
+        self
+    }
+
+    /// With a cluster of its own that is not like the others.
+    pub const fn on_a_cluster(mut self, spec: fn(&mut ClusterSpec)) -> Self {
+        self.own_cluster = true;
+        self.spec = spec;
         self
     }
 }
@@ -69,7 +78,11 @@ pub fn run(run: &RunDir, tools: &Tools, mut next: impl FnMut() -> Result<Option<
         }
         let current = match &lab {
             Some(lab) => Arc::clone(lab),
-            None => Arc::clone(lab.insert(Arc::new(Lab::up(run, tools, &spec)?))),
+            None => {
+                let mut spec = spec.clone();
+                (test.spec)(&mut spec);
+                Arc::clone(lab.insert(Arc::new(Lab::up(run, tools, &spec)?)))
+            }
         };
         let started = Instant::now();
         say(format!("test {} ({place})", test.name));

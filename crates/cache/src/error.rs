@@ -30,7 +30,7 @@ pub enum CacheError {
         floor: u64,
     },
     /// The disk does not work.
-    #[error("{action} {path}: {source}; check this disk")]
+    #[error("{action} {path}: {source}; {}", if self.is_full() { "free space on this disk" } else { "check this disk" })]
     Disk {
         /// What was being done.
         action: &'static str,
@@ -48,6 +48,16 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Would it go on if there were space on the disk?
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::DiskFull { .. } => true,
+            Self::Disk { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            Self::QuotaExceeded { .. } | Self::Erased { .. } => false,
+        }
+    }
+
     pub(crate) fn disk(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Disk { action, path, source: Arc::new(source) }

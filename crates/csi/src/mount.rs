@@ -36,6 +36,8 @@ pub(crate) enum MountError {
     Path { path: PathBuf, source: io::Error },
     #[error("mount {} at {}: {source}", from.display(), to.display())]
     Bind { from: PathBuf, to: PathBuf, source: io::Error },
+    #[error("keep mounts on {} to itself: {source}", path.display())]
+    Private { path: PathBuf, source: io::Error },
     #[error("unmount {}: {source}", path.display())]
     Unmount { path: PathBuf, source: io::Error },
     #[error("unmount {}: still mounted after {LAYERS_MAX} layers were taken off", .0.display())]
@@ -70,14 +72,15 @@ pub(crate) fn new_superblock(layout: &Layout, identity: &str) -> Result<OwnedFd,
 /// ENOTCONN, and nobody can ever serve it.
 pub(crate) fn ensure_shroud(layout: &Layout) -> Result<(), MountError> {
     let path = layout.shroud();
-    if top(&path)?.is_some_and(|m| is_identity(&m, SHROUD)) {
-        return Ok(());
+    if !top(&path)?.is_some_and(|m| is_identity(&m, SHROUD)) {
+        make_folder(&path)?;
+        let fuse = device::open()?;
+        device::mount(fuse.as_fd(), &path, SHROUD)?;
+        drop(fuse);
     }
-    make_folder(&path)?;
-    let fuse = device::open()?;
-    device::mount(fuse.as_fd(), &path, SHROUD)?;
-    drop(fuse);
-    Ok(())
+    // Bind mounts of a shared mount are its peers: what covers one of them would cover the shroud itself and all the others.
+    mount(None::<&str>, &path, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|e| MountError::Private { path, source: e.into() })
 }
 
 /// Makes the target folder, that nobody but root can enter, and covers it: first with the shroud, then with the superblock.

@@ -23,10 +23,7 @@ impl pb::worker_server::Worker for ControlPort {
             )));
         }
         let orders = Orders::try_from(request.into_inner()).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        self.0.configure(orders).await.map_err(|e| {
-            tracing::error!(error = %e, "orders are not stored and not taken");
-            Status::internal(e.to_string())
-        })?;
+        self.0.configure(orders).await;
         Ok(Response::new(ConfigureResponse {}))
     }
 

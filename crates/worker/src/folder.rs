@@ -11,10 +11,18 @@ use std::{
 /// What can go wrong with the folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
-    #[error("{action} {path}: {source}; check the tier's folder and its owner")]
+    #[error("{action} {path}: {source}; {}", if self.is_full() { "free space on this disk" } else { "check the tier's folder and its owner" })]
     Disk { action: &'static str, path: PathBuf, source: io::Error },
     #[error("lock {path}: another worker of this dataset still runs on this node; it was waited for {waited:?}")]
     Locked { path: PathBuf, waited: Duration },
+}
+
+impl FolderError {
+    /// Would it go on if there were space on the disk?
+    pub fn is_full(&self) -> bool {
+        let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Disk { source, .. } if full(source))
+    }
 }
 
 /// What survives the process beside orders and data.

@@ -38,6 +38,7 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
 async fn save(worker: Arc<Worker>) {
     loop {
         tokio::time::sleep(SAVE).await;
+        worker.catch_up().await;
         let usage = worker.cache.usage();
         worker.metrics.cached_bytes.set(usage.bytes.cast_signed());
         worker.metrics.cached_files.set(usage.files.cast_signed());
@@ -64,14 +65,14 @@ async fn goal_changed<G: PartialEq>(
 }
 
 /// Pauses between attempts: doubled from 1 s to 30 s.
-struct Pause(Duration);
+pub(crate) struct Pause(Duration);
 
 impl Pause {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Duration::from_secs(1))
     }
 
-    async fn wait(&mut self) {
+    pub async fn wait(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(Duration::from_secs(30));
     }

@@ -18,6 +18,7 @@ mod catalogs;
 mod connection;
 mod control;
 mod folder;
+mod held_up;
 mod jobs;
 mod local;
 pub mod metrics;
@@ -127,10 +128,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         in_flight: args.in_flight_bytes,
         peer: larder_peer::Options::default(),
     };
-    let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, metrics));
-    let worker = Arc::new(opening.await.context("take over the dataset's folder")??);
-
     let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));
+    let control = bind("control", args.control_addr).await?;
+    let opened = held_up::open(&settings, &roster, &metrics, control, &health, &shutdown).await?;
+    let Some(worker) = opened.map(Arc::new) else { return Ok(()) };
     let listeners = Listeners {
         data: bind("data", args.data_addr).await?,
         control: bind("control", args.control_addr).await?,
@@ -146,7 +147,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     };
     health.set_ready(false);
     follower.abort();
-    worker.save_state().await.context("save counters")?;
+    if let Err(error) = worker.save_state().await {
+        tracing::warn!(%error, "counters are not saved");
+    }
     served
 }
 

@@ -35,14 +35,14 @@ pub(crate) fn origin_problem(e: &larder_origin::Error) -> pb::Problem {
 }
 
 pub(crate) fn folder_problem(e: &folder::FolderError) -> pb::Problem {
-    problem(reasons::DISK_FAILED, e.to_string())
+    problem(if e.is_full() { reasons::DISK_FULL } else { reasons::DISK_FAILED }, e.to_string())
 }
 
 pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {
     let reason = match e {
         CacheError::QuotaExceeded { .. } => reasons::QUOTA_EXCEEDED,
-        CacheError::DiskFull { .. } => reasons::DISK_FULL,
-        CacheError::Disk { .. } | CacheError::Erased { .. } => reasons::DISK_FAILED,
+        e if e.is_full() => reasons::DISK_FULL,
+        CacheError::DiskFull { .. } | CacheError::Disk { .. } | CacheError::Erased { .. } => reasons::DISK_FAILED,
     };
     problem(reason, e.to_string())
 }
@@ -52,6 +52,8 @@ pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {
 pub(crate) enum Topic {
     Connect,
     Snapshot,
+    /// Orders and counters are in force and not on the disk.
+    Store,
     Keep,
 }
 

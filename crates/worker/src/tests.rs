@@ -2,14 +2,18 @@
 
 mod harness;
 
+use crate::metrics::Metrics;
 use bytes::Bytes;
 use harness::{Cluster, UID, orders};
 use larder_core::catalog::Catalog;
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_origin::testing::FakeS3;
 use larder_peer::{ReadError, Source};
-use larder_proto::control::v1::{self as pb, Phase};
-use std::{collections::BTreeMap, fs::File, io::Read as _, time::Duration};
+use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
+use larder_telemetry::Health;
+use std::{collections::BTreeMap, fs::File, io::Read as _, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 
 /// Small, empty, many, larger than a chunk, odd names.
 fn dataset(server: &FakeS3) -> BTreeMap<String, Bytes> {
@@ -382,4 +386,30 @@ async fn two_workers_never_share_a_folder() {
     assert!(!second.is_finished());
     drop(first);
     second.join().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_begin_says_why_and_begins_when_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tier, health, shutdown) = (dir.path().join("tier"), Health::default(), CancellationToken::new());
+    let settings = harness::settings("gpu-0", &tier.join(UID), larder_peer::Options::default());
+    let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", control.local_addr().unwrap());
+    let opening = tokio::spawn({
+        let (settings, health, shutdown) = (settings.clone(), health.clone(), shutdown.clone());
+        async move {
+            let roster = watch::Sender::new(Arc::default()).subscribe();
+            crate::held_up::open(&settings, &roster, &Metrics::default(), control, &health, &shutdown).await
+        }
+    });
+    let mut client = WorkerClient::connect(address).await.unwrap();
+    let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.problems[0].reason, "DiskFailed");
+    assert!(status.problems[0].message.contains(tier.to_str().unwrap()), "{:?}", status.problems);
+    let refused = client.configure(pb::ConfigureRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert!(health.is_ready(), "nobody asks a worker that is not");
+    std::fs::create_dir(&tier).unwrap();
+    assert!(opening.await.unwrap().unwrap().is_some());
+    assert!(!health.is_ready());
 }

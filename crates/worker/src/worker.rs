@@ -6,7 +6,7 @@ use crate::{
     folder::{self, Folder, FolderError, State},
     metrics::Metrics,
     orders::Orders,
-    report::Report,
+    report::{Report, Topic, folder_problem},
 };
 use larder_cache::{Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
@@ -143,16 +143,15 @@ impl Worker {
         saved.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
     }
 
-    /// Takes new orders: stored first, then in force.
-    pub async fn configure(self: &Arc<Self>, orders: Orders) -> Result<(), FolderError> {
+    /// Takes new orders: stored first, then in force. A disk that does not take them, because it is full, is told, and holds
+    /// nothing else up.
+    pub async fn configure(self: &Arc<Self>, orders: Orders) {
         let _writing = self.writing.lock().await;
         if self.orders.borrow().as_deref() == Some(&orders) {
-            return Ok(());
+            return;
         }
-        let (worker, orders) = (Arc::clone(self), Arc::new(orders));
-        let stored = Arc::clone(&orders);
-        let saved = tokio::task::spawn_blocking(move || folder::save(&worker.folder.orders_file(), &*stored));
-        saved.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        let orders = Arc::new(orders);
+        self.store(&orders).await;
         tracing::info!(
             generation = orders.generation,
             source = orders.source.uri,
@@ -163,7 +162,22 @@ impl Worker {
         );
         self.cache.set_quota(orders.quota_bytes);
         self.orders.send_replace(Some(orders));
-        Ok(())
+    }
+
+    /// Stores the orders in force if they could not be stored before.
+    pub async fn catch_up(self: &Arc<Self>) {
+        let _writing = self.writing.lock().await;
+        let orders = self.orders.borrow().clone();
+        if let Some(orders) = orders.filter(|_| self.report.get(Topic::Store).is_some()) {
+            self.store(&orders).await;
+        }
+    }
+
+    async fn store(self: &Arc<Self>, orders: &Arc<Orders>) {
+        let (worker, orders) = (Arc::clone(self), Arc::clone(orders));
+        let saved = tokio::task::spawn_blocking(move || folder::save(&worker.folder.orders_file(), &*orders));
+        let saved = saved.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        self.report.set(Topic::Store, saved.err().map(|e| folder_problem(&e)));
     }
 
     /// Does this node own the object? Before the member list is known, whoever is asked does.

@@ -87,11 +87,24 @@ pub fn of_run(run: &str) -> Vec<PathBuf> {
 /// # Errors
 /// Something could not be removed within half a minute.
 pub fn remove(run: &str) -> Result<()> {
+    remove_all(&Path::new(TOP).join(run))
+}
+
+/// Removes a node's directories, after killing whoever is still in them.
+///
+/// # Errors
+/// Something could not be removed within half a minute.
+pub fn remove_node(run: &str, node: &str) -> Result<()> {
+    remove_all(&Path::new(TOP).join(run).join(node))
+}
+
+/// Removes a directory from every hierarchy.
+fn remove_all(folder: &Path) -> Result<()> {
     let deadline = Instant::now() + REMOVAL_TIMEOUT;
     loop {
         let mut left = Vec::new();
         for (root, _) in hierarchies() {
-            remove_tree(&root.join(TOP).join(run), &mut left);
+            remove_tree(&root.join(folder), &mut left);
             // The common parent goes with its last run.
             let _ = fs::remove_dir(root.join(TOP));
         }

@@ -20,6 +20,8 @@ pub struct Host {
     pub name: String,
     /// Address on the bridge.
     pub address: Ipv4Addr,
+    /// Routes beyond the bridge, as lines for `ip -batch`.
+    routes: String,
 }
 
 /// The address of the node with this index.
@@ -36,22 +38,24 @@ fn octet(index: usize) -> u8 {
     u8::try_from(11 + index).unwrap_or(u8::MAX)
 }
 
-/// Makes the bridge and the nodes' hosts, with a route to every pod network on each.
-pub(super) fn prepare(spec: &ClusterSpec) -> Result<()> {
+/// Makes the bridge, and the routes to the pod networks of so many nodes.
+pub(super) fn prepare(nodes: usize) -> Result<()> {
     // A second cluster in the same capsule finds the bridge of the first.
     let _ = Command::new("ip").args(["link", "del", "br0"]).run_any()?;
     let routes: String =
-        (0..spec.nodes.len()).map(|index| format!("route add {} via {}\n", pod_network(index), node_address(index))).collect();
+        (0..nodes).map(|index| format!("route add {} via {}\n", pod_network(index), node_address(index))).collect();
     batch(None, &format!("link add br0 type bridge\naddr add {GATEWAY}/24 dev br0\nlink set br0 up\n{routes}"))?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("switch on forwarding")?;
-    for (index, node) in spec.nodes.iter().enumerate() {
-        let others: String = (0..spec.nodes.len())
-            .filter(|other| *other != index)
-            .map(|other| format!("route add {} via {}\n", pod_network(other), node_address(other)))
-            .collect();
-        Host::add(&node.name, node_address(index), &others)?;
-    }
     Ok(())
+}
+
+/// Makes the host of the node with this index, with a route to the pod network of every other node.
+pub(super) fn add_node(spec: &ClusterSpec, index: usize) -> Result<Host> {
+    let others: String = (0..spec.nodes.len())
+        .filter(|other| *other != index)
+        .map(|other| format!("route add {} via {}\n", pod_network(other), node_address(other)))
+        .collect();
+    Host::add(&spec.nodes[index].name, node_address(index), &others)
 }
 
 impl Host {
@@ -60,9 +64,16 @@ impl Host {
     /// # Errors
     /// `ip` failed.
     pub fn add(name: &str, address: Ipv4Addr, routes: &str) -> Result<Self> {
-        let _ = Command::new("ip").args(["netns", "del", name]).run_any()?;
-        let link = format!("v{}", address.octets()[3]);
-        let _ = Command::new("ip").args(["link", "del", &link]).run_any()?;
+        let host = Self { name: name.to_owned(), address, routes: routes.to_owned() };
+        host.unplug()?;
+        host.plug_in()?;
+        Ok(host)
+    }
+
+    /// Gives it a new namespace and a new link, as a machine that starts has.
+    pub(super) fn plug_in(&self) -> Result<()> {
+        let Self { name, address, routes } = self;
+        let link = self.link();
         batch(
             None,
             &format!(
@@ -74,8 +85,19 @@ impl Host {
             &format!(
                 "link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n{routes}"
             ),
-        )?;
-        Ok(Self { name: name.to_owned(), address })
+        )
+    }
+
+    /// Takes its link and its namespace's name away, if they are there. Nobody hears of it: whoever is connected waits.
+    pub(super) fn unplug(&self) -> Result<()> {
+        let _ = Command::new("ip").args(["link", "del", &self.link()]).run_any()?;
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).run_any()?;
+        Ok(())
+    }
+
+    /// The bridge's end of its link.
+    fn link(&self) -> String {
+        format!("v{}", self.address.octets()[3])
     }
 
     /// The file that is the namespace.

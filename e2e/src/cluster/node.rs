@@ -1,5 +1,7 @@
 //! One node: its namespaces, its containerd, kube-proxy and kubelet, and what a test does to them.
 
+mod power;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::network::{Host, node_address};
+use super::network::Host;
 use super::node_holder::{NVME_FOLDER, READY};
-use super::spec::{NodeKind, NodeSpec};
+use super::spec::{ClusterSpec, NodeKind, NodeSpec};
 use super::{Component, node_files, poisoned};
 use crate::capsule::{cgroup, own_program, stage};
 use crate::process::Run as _;
@@ -29,6 +31,7 @@ pub struct Node {
     spec: NodeSpec,
     host: Host,
     folder: PathBuf,
+    kubelet_dir: &'static str,
     running: Mutex<Running>,
 }
 
@@ -55,7 +58,8 @@ pub struct Process {
 
 impl Node {
     /// Makes the node's folder, files and cgroups; starts nothing.
-    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize) -> Result<Self> {
+    pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &ClusterSpec, index: usize, host: Host) -> Result<Self> {
+        let (kubelet_dir, spec) = (spec.kubelet_dir, &spec.nodes[index]);
         let folder = run.path("nodes").join(&spec.name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -65,8 +69,9 @@ impl Node {
             tools: tools.clone(),
             run: run.clone(),
             spec: spec.clone(),
-            host: Host { name: spec.name.clone(), address: node_address(index) },
+            host,
             folder,
+            kubelet_dir,
             running: Mutex::default(),
         })
     }
@@ -81,6 +86,11 @@ impl Node {
         self.spec.kind
     }
 
+    /// The root folder of its kubelet.
+    pub fn kubelet_dir(&self) -> &str {
+        self.kubelet_dir
+    }
+
     /// Its place in the network.
     pub fn host(&self) -> &Host {
         &self.host
@@ -91,7 +101,8 @@ impl Node {
         self.folder.join(NVME_FOLDER)
     }
 
-    /// The folder that the node sees as `/var/lib/<name>`: `kubelet`, `containerd`, `larder`.
+    /// The folder that the node sees as `/var/lib/<name>`: `containerd`, `larder`; `kubelet` is the kubelet's, wherever that
+    /// is.
     pub fn var_lib(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -139,7 +150,7 @@ impl Node {
                 .arg(own_program(&self.run))
                 .arg(stage::NODE)
                 .arg(&self.folder)
-                .args([self.name(), &self.spec.kind.to_string()]),
+                .args([self.name(), &self.spec.kind.to_string(), self.kubelet_dir]),
         )?;
         self.running()?.holder = Some(holder);
         self.wait_for("its namespaces", || Ok(ready.exists()))?;
@@ -172,7 +183,9 @@ impl Node {
             .arg("--kubeconfig")
             .arg(self.run.path(format!("{}.kubeconfig", self.name())))
             .args(["--hostname-override", self.name(), "--node-ip", &self.host.address.to_string()])
-            .args(["--root-dir", "/var/lib/kubelet", "--v=2"]);
+            .args(["--root-dir", self.kubelet_dir, "--volume-plugin-dir"])
+            .arg(Path::new(self.kubelet_dir).join("volume-plugins"))
+            .arg("--v=2");
         if self.spec.kind == NodeKind::Gpu {
             command.args(["--node-labels", "nvidia.com/gpu.present=true"]);
         }
@@ -199,28 +212,6 @@ impl Node {
     pub fn restart_kubelet(&self) -> Result<()> {
         self.stop_kubelet()?;
         self.start_kubelet_only()
-    }
-
-    /// Ends everything on the node at once, containers too. What is on its disks stays.
-    pub(super) fn stop(&self) {
-        let Ok(mut running) = self.running.lock() else { return };
-        let Running { holder, containerd, proxy, kubelet } = std::mem::take(&mut *running);
-        let namespace = holder.as_ref().and_then(|holder| fs::read_link(format!("/proc/{}/ns/mnt", holder.pid())).ok());
-        for component in [kubelet, proxy, containerd].iter_mut().flatten() {
-            component.stop();
-        }
-        // The containers' shims, which outlive containerd by design, are in the node's mount namespace.
-        for pid in every_process().filter(|pid| *pid > 1) {
-            if namespace.is_some() && fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == namespace {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-        for (pid, _) in cgroup::processes(self.run.id(), self.name()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        if let Some(mut holder) = holder {
-            holder.stop();
-        }
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -294,9 +285,4 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("send {signal} to {} ({})", self.pid, self.command))
     }
-}
-
-fn every_process() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

@@ -105,7 +105,6 @@ fn kubelet(run: &RunDir, spec: &NodeSpec) -> Value {
         "clusterDNS": [GATEWAY.to_string()],
         "clusterDomain": "cluster.local",
         "resolvConf": run.path("nodes").join(&spec.name).join("resolv.conf"),
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "registerWithTaints": taints,
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
         "imageGCHighThresholdPercent": 100,

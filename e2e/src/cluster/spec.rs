@@ -36,7 +36,12 @@ pub struct NodeSpec {
 pub struct ClusterSpec {
     /// Its nodes; 10.89.0.11 is the first one's address.
     pub nodes: Vec<NodeSpec>,
+    /// The root folder of the kubelets: somewhere beneath `/var/lib`, which every node has for itself.
+    pub kubelet_dir: &'static str,
 }
+
+/// Where a kubelet is unless it is told otherwise.
+pub const KUBELET_DIR: &str = "/var/lib/kubelet";
 
 /// Addresses 10.89.0.11 to .150 and pod networks 10.89.11.0 to .150.0 are the nodes'.
 const MOST_NODES: usize = 100;
@@ -45,7 +50,7 @@ impl ClusterSpec {
     /// `gpu-1`, `gpu-2`, … and `cpu-1`, ….
     pub fn new(gpu: usize, cpu: usize) -> Self {
         let of = |kind: NodeKind, count: usize| (1..=count).map(move |i| NodeSpec { name: format!("{kind}-{i}"), kind });
-        Self { nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect() }
+        Self { kubelet_dir: KUBELET_DIR, nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect() }
     }
 
     /// As the environment variable `NODES` says: a number of nodes, of which the last is a CPU node if there are three or

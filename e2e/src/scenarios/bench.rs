@@ -137,10 +137,8 @@ fn preload_once(named: &Named<'_>, files: usize) -> Result<f64> {
 
 /// A pod that sees the claim at `/data` and the plain copy at `/plain`.
 fn start_reader(named: &Named<'_>, node: &Node) -> Result<()> {
-    let mut pod = named.reader(node);
-    pod["metadata"]["name"] = json!("bench");
+    let mut pod = named.pod("bench", node, &["sleep", "86400"]);
     let container = &mut pod["spec"]["containers"][0];
-    container["command"] = json!(["sleep", "86400"]);
     container["volumeMounts"]
         .as_array_mut()
         .context("volume mounts of a reader")?

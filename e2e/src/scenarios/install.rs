@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::larder::{BUCKET, Named, SYSTEM, install, upload};
+use crate::cluster::KUBELET_DIR;
 use crate::lab::Lab;
 use crate::product;
 use crate::report::step;
@@ -54,6 +55,26 @@ pub(super) fn helm_uninstall_spares_pods_and_a_new_install_finds_the_data(lab: &
     named.read_everywhere(&manifest, WAIT)?;
     let after = sent()?;
     ensure!(after == before, "{} bytes left the origin again although every file was on a disk", after - before);
+    named.remove(WAIT)
+}
+
+/// Distributions put the kubelet's folder elsewhere; the chart's value says where.
+pub(super) fn a_kubelet_with_another_root_folder_is_served_too(lab: &Lab) -> Result<()> {
+    let kubelet = lab.cluster.kubelet_dir();
+    ensure!(kubelet != KUBELET_DIR, "the kubelets' folder is the usual one");
+    install(lab)?;
+    let named = Named { lab, namespace: "elsewhere", name: "elsewhere" };
+    let manifest = upload(lab, BUCKET, "elsewhere", 71)?;
+    named.create()?;
+    named.wait("Preloaded", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    for node in lab.cluster.nodes() {
+        let socket = format!("{kubelet}/plugins/csi.larder.dev/csi.sock");
+        ensure!(node.command("test")?.args(["-S", &socket]).status()?.success(), "{socket} is not on {}", node.name());
+        // The kubelet itself makes a folder for device plugins there, wherever its own is.
+        let usual = format!("{KUBELET_DIR}/plugins");
+        ensure!(!node.command("test")?.args(["-e", &usual]).status()?.success(), "{usual} was made on {}", node.name());
+    }
     named.remove(WAIT)
 }
 

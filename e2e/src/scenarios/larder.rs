@@ -13,7 +13,7 @@ use crate::images::BUSYBOX;
 use crate::lab::Lab;
 use crate::product;
 use crate::report::step;
-use crate::s3::{ACCESS_KEY, SECRET_KEY};
+use crate::s3::{ACCESS_KEY, Request, SECRET_KEY};
 
 /// The namespace of operator, plugin and workers.
 pub(super) const SYSTEM: &str = "larder-system";
@@ -23,6 +23,12 @@ pub(super) const BUCKET: &str = "datasets";
 
 /// Folder of the second tier, `spare`. No node has it.
 pub(super) const SPARE_TIER: &str = "/mnt/spare";
+
+/// Reads every file and prints its sum.
+const READ_ALL: [&str; 8] = ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"];
+
+/// Does nothing for longer than any test.
+pub(super) const HOLD: [&str; 2] = ["sleep", "86400"];
 
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -42,6 +48,7 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
             "tiers[0].hostPath=/mnt/nvme0".to_owned(),
             "tiers[1].name=spare".to_owned(),
             format!("tiers[1].hostPath={SPARE_TIER}"),
+            format!("kubeletDir={}", cluster.kubelet_dir()),
         ]
         .join(",");
         let chart = product::chart();
@@ -173,19 +180,27 @@ spec:
 
     /// Starts a pod that keeps the dataset mounted, and waits till it runs.
     pub(super) fn start_holder(&self, node: &Node) -> Result<()> {
-        let mut pod = self.reader(node);
-        pod["metadata"]["name"] = json!("holder");
-        pod["spec"]["containers"][0]["command"] = json!(["sleep", "86400"]);
-        self.lab.cluster.apply(&pod.to_string())?;
+        self.lab.cluster.apply(&self.pod("holder", node, &HOLD).to_string())?;
         self.lab.cluster.wait_ready(self.namespace, "holder", Duration::from_secs(120)).map(drop)
     }
 
     /// Lets that pod read every file.
     pub(super) fn check_holder(&self, manifest: &Manifest) -> Result<()> {
-        let read = ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"];
-        let log = self.lab.cluster.exec(self.namespace, "holder", None, &read)?;
+        self.check_in("holder", manifest)
+    }
+
+    /// Lets a pod that runs read every file.
+    pub(super) fn check_in(&self, pod: &str, manifest: &Manifest) -> Result<()> {
+        let log = self.lab.cluster.exec(self.namespace, pod, None, &READ_ALL)?;
         let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
-        dataset::compare(manifest, &sums).context("what the pod that was there all the time read")
+        dataset::compare(manifest, &sums).with_context(|| format!("what the running pod {pod} read"))
+    }
+
+    /// The bytes of this dataset that have left the origin so far.
+    pub(super) fn origin_bytes(&self) -> Result<u64> {
+        let reads = Request::reads(&self.lab.s3.requests()?, BUCKET);
+        let folder = format!("{}/", self.name);
+        Ok(reads.iter().filter(|(key, _)| key.starts_with(&folder)).map(|(_, reads)| reads.bytes).sum())
     }
 
     /// Waits for a condition to be False for a reason, with a message that names something.
@@ -202,11 +217,16 @@ spec:
         })
     }
 
-    pub(super) fn reader(&self, node: &Node) -> Value {
+    fn reader(&self, node: &Node) -> Value {
+        self.pod(&reader_name(node), node, &READ_ALL)
+    }
+
+    /// A pod on a node that runs a command once, with the dataset at `/data`.
+    pub(super) fn pod(&self, name: &str, node: &Node, command: &[&str]) -> Value {
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": { "name": reader_name(node), "namespace": self.namespace },
+            "metadata": { "name": name, "namespace": self.namespace },
             "spec": {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": 1,
@@ -216,7 +236,7 @@ spec:
                     "name": "reader",
                     "image": BUSYBOX,
                     "imagePullPolicy": "Never",
-                    "command": ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"],
+                    "command": command,
                     "volumeMounts": [{ "name": "data", "mountPath": "/data", "readOnly": true }],
                 }],
                 "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": self.name } }],

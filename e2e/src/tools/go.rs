@@ -50,6 +50,13 @@ pub(super) const PROGRAMS: &[Program] = &[
         linker_flags: STRIP,
         cluster: true,
     },
+    Program {
+        name: "gofakes3",
+        module: "gofakes3",
+        package: "github.com/johannesboyne/gofakes3/cmd/gofakes3",
+        linker_flags: STRIP,
+        cluster: false,
+    },
     Program { name: "coredns", module: "coredns", package: "github.com/coredns/coredns", linker_flags: STRIP, cluster: true },
     Program {
         name: "csi-sanity",

@@ -3,11 +3,12 @@
 use super::{Pause, goal_changed};
 use crate::{
     orders::Orders,
-    report::{Topic, problem, reasons},
+    report::{Topic, folder_problem, problem, reasons},
     worker::Worker,
 };
 use larder_peer::CatalogFetchError;
-use std::{sync::Arc, time::Duration};
+use larder_proto::control::v1::Problem;
+use std::{io, sync::Arc, time::Duration};
 
 /// Between attempts at a snapshot that mounts ask for and the orders do not name.
 const WANTED_PAUSE: Duration = Duration::from_secs(2);
@@ -47,7 +48,7 @@ async fn pursue(worker: &Arc<Worker>, digest: Option<&str>) {
             Err(p) => {
                 attempts += 1;
                 if attempts > QUIET {
-                    worker.report.set(Topic::Snapshot, Some(problem(reasons::SNAPSHOT_UNAVAILABLE, p)));
+                    worker.report.set(Topic::Snapshot, Some(p));
                 }
                 tokio::select! {
                     () = pause.wait() => {}
@@ -70,8 +71,8 @@ pub(crate) async fn run_wanted(worker: Arc<Worker>) {
         if worker.catalogs.get(&digest).is_none() {
             match fetch(&worker, &digest).await {
                 Ok(()) => tracing::info!(snapshot = digest, "older snapshot fetched, because a mount asks for it"),
-                Err(text) => {
-                    tracing::debug!(snapshot = digest, error = text, "a snapshot that was asked for is nowhere");
+                Err(p) => {
+                    tracing::debug!(snapshot = digest, error = p.message, "a snapshot that was asked for is nowhere");
                     tokio::time::sleep(WANTED_PAUSE).await;
                 }
             }
@@ -80,11 +81,15 @@ pub(crate) async fn run_wanted(worker: Arc<Worker>) {
     }
 }
 
-async fn fetch(worker: &Arc<Worker>, digest: &str) -> Result<(), String> {
+async fn fetch(worker: &Arc<Worker>, digest: &str) -> Result<(), Problem> {
     let roster = worker.roster.borrow().clone();
     let path = worker.catalogs.path(digest);
-    worker.peers.catalog(&roster, &worker.dataset_uid, digest, &path).await.map_err(|e: CatalogFetchError| e.to_string())?;
+    let fetched = worker.peers.catalog(&roster, &worker.dataset_uid, digest, &path).await;
+    fetched.map_err(|e| {
+        let full = matches!(&e, CatalogFetchError::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull);
+        problem(if full { reasons::DISK_FULL } else { reasons::SNAPSHOT_UNAVAILABLE }, e.to_string())
+    })?;
     let (task, digest) = (Arc::clone(worker), digest.to_owned());
     let added = tokio::task::spawn_blocking(move || task.catalogs.add(&digest));
-    added.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| e.to_string())
+    added.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| folder_problem(&e))
 }

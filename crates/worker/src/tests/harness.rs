@@ -24,7 +24,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -65,6 +65,19 @@ pub(super) struct Cluster {
     client: Client,
     options: Options,
     _dir: TempDir,
+}
+
+/// Of a worker with this folder; the Secret is mounted beside it.
+pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
+    Settings {
+        node: node.into(),
+        dataset_uid: UID.into(),
+        dir: dir.to_owned(),
+        mounted: Mounted { credentials: dir.with_file_name("credentials"), ca: dir.with_file_name("ca") },
+        floor: Floor { percent: 0, at_least: 0 },
+        in_flight: 64 << 20,
+        peer,
+    }
 }
 
 fn ip(n: usize) -> IpAddr {
@@ -144,15 +157,7 @@ impl Cluster {
 
 impl Node {
     async fn start(&mut self, data: TcpListener, roster: watch::Receiver<Arc<Roster>>, peer: Options) {
-        let settings = Settings {
-            node: self.name.clone(),
-            dataset_uid: UID.into(),
-            dir: self.dir.clone(),
-            mounted: Mounted { credentials: self.credentials.clone(), ca: self.dir.with_file_name("ca") },
-            floor: Floor { percent: 0, at_least: 0 },
-            in_flight: 64 << 20,
-            peer,
-        };
+        let settings = settings(&self.name, &self.dir, peer);
         let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, Metrics::default()));
         let worker = Arc::new(opening.await.unwrap().unwrap());
         let control = TcpListener::bind("127.0.0.1:0").await.unwrap();

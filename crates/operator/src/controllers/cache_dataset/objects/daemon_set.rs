@@ -7,8 +7,6 @@ use larder_api::{CacheDataset, cache_dataset::Resources};
 use larder_core::names;
 use serde_json::{Value, json};
 
-/// Folder of all datasets in a worker's container.
-const DATA_DIR: &str = "/var/lib/larder/data";
 /// Where the copies of Secret and CA are mounted.
 const CREDENTIALS_DIR: &str = "/etc/larder/credentials";
 const CA_DIR: &str = "/etc/larder/ca";
@@ -16,6 +14,8 @@ const CA_DIR: &str = "/etc/larder/ca";
 /// The workers; `tier` is the folder of the disk on the host.
 pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tier: &str) -> DaemonSet {
     let run = format!("{}/worker", names::RUN_DIR);
+    // The same path as on the host, so that what a worker says about its disk names that disk.
+    let data = format!("{tier}/{}", names::TIER_DIR);
     let spec = &dataset.spec.workers;
     let container = json!({
         "name": "worker",
@@ -24,7 +24,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         "args": [
             "worker",
             format!("--dataset-uid={}", owner.uid),
-            format!("--dir={DATA_DIR}/{}", owner.uid),
+            format!("--dir={data}/{}", owner.uid),
             format!("--run-dir={}", names::RUN_DIR),
             format!("--credentials-dir={CREDENTIALS_DIR}"),
             format!("--ca-dir={CA_DIR}"),
@@ -53,7 +53,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             "capabilities": { "drop": ["ALL"] },
         },
         "volumeMounts": [
-            { "name": "data", "mountPath": DATA_DIR },
+            { "name": "data", "mountPath": data },
             { "name": "run", "mountPath": run },
             { "name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": true },
             { "name": "ca", "mountPath": CA_DIR, "readOnly": true },
@@ -75,7 +75,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         "containers": [container],
         "volumes": [
             // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
-            { "name": "data", "hostPath": { "path": format!("{tier}/{}", names::TIER_DIR), "type": "Directory" } },
+            { "name": "data", "hostPath": { "path": data, "type": "Directory" } },
             { "name": "run", "hostPath": { "path": run, "type": "Directory" } },
             { "name": "credentials", "secret": { "secretName": owner.credentials_name(), "optional": true, "defaultMode": 0o440 } },
             { "name": "ca", "configMap": { "name": owner.ca_name(), "optional": true, "defaultMode": 0o444 } },

@@ -1,0 +1,87 @@
+//! Disks and quotas that cannot take the data: said in a condition, read all the same, healed by themselves.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::larder::{BUCKET, Named, SPARE_TIER, SYSTEM, install, upload};
+use crate::lab::Lab;
+use crate::process::Run as _;
+use crate::report::say;
+
+const WAIT: Duration = Duration::from_secs(120);
+
+/// A disk without a free byte, then one with a little less than what stays free, then one with enough.
+pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let disk = |command: &str| -> Result<()> {
+        for node in lab.cluster.gpu_nodes() {
+            node.command("sh")?.args(["-ec", command]).run()?;
+        }
+        Ok(())
+    };
+    // The size of a tmpfs is a promise that costs nothing; it may be changed while it is used.
+    disk(&format!(
+        "mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=1m spare {SPARE_TIER}; head -c 1M /dev/zero > {SPARE_TIER}/full"
+    ))?;
+    let named = Named { lab, namespace: "full", name: "full" };
+    let manifest = upload(lab, BUCKET, named.name, 511)?;
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&named.yaml()?.replace("name: nvme, quota", "name: spare, quota"))?;
+    named.wait_reason("SnapshotTaken", "DiskFull", SPARE_TIER, WAIT)?;
+    named.wait_reason("Ready", "DiskFull", "free space", WAIT)?;
+
+    disk(&format!("mount -o remount,size=10g {SPARE_TIER}"))?;
+    named.wait_reason("Preloaded", "DiskFull", SPARE_TIER, WAIT)?;
+    named.wait("Ready", WAIT)?;
+    named.wait_reason("Preloaded", "DiskFull", "free space", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove_readers(WAIT)?;
+    no_worker_has_crashed(&named)?;
+
+    disk(&format!("mount -o remount,size=100g {SPARE_TIER}"))?;
+    heals(&named, &manifest)?;
+    named.remove(WAIT)?;
+    disk(&format!("umount {SPARE_TIER}; rmdir {SPARE_TIER}"))
+}
+
+/// The share is larger than the quota, until that is raised.
+pub(super) fn a_quota_that_is_too_small_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "quota", name: "quota" };
+    let manifest = upload(lab, BUCKET, named.name, 521)?;
+    let right = named.yaml()?;
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&right.replace("quota: 5Gi", "quota: 100Ki"))?;
+    named.wait_reason("Preloaded", "QuotaExceeded", "spec.cache.tiers[].quota", WAIT)?;
+    named.wait("Ready", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove_readers(WAIT)?;
+    no_worker_has_crashed(&named)?;
+    lab.cluster.apply(&right)?;
+    heals(&named, &manifest)?;
+    named.remove(WAIT)
+}
+
+/// Everything is cached, and read without the origin.
+fn heals(named: &Named<'_>, manifest: &crate::dataset::Manifest) -> Result<()> {
+    let started = std::time::Instant::now();
+    named.wait("Preloaded", WAIT)?;
+    say(format!("  {}: preloaded {:.0} s after the cause was gone", named.name, started.elapsed().as_secs_f64()));
+    let sent = named.origin_bytes()?;
+    named.read_everywhere(manifest, WAIT)?;
+    ensure!(named.origin_bytes()? == sent, "bytes left the origin although everything is cached");
+    Ok(())
+}
+
+fn no_worker_has_crashed(named: &Named<'_>) -> Result<()> {
+    let object = named.object()?;
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+    let pods = named.lab.cluster.pods(SYSTEM, &format!("larder.dev/dataset-uid={uid}"))?;
+    ensure!(!pods.is_empty(), "there are no workers");
+    for pod in pods {
+        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+        ensure!(*restarts == 0, "worker {} was started {restarts} times again", pod["metadata"]["name"]);
+    }
+    Ok(())
+}
