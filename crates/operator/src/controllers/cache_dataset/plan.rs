@@ -146,7 +146,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
             objects::volume(owner, &capacity)
         }),
         release_volume: !not_ours && has_stale_claim(observed),
-        claim: observed.claim.is_none().then(|| objects::claim(owner)),
+        // Not before the volume can be found: the claim would be looked at again only after a while.
+        claim: (observed.claim.is_none() && is_available(observed.volume.as_ref())).then(|| objects::claim(owner)),
         tell: to_tell(observed, &inputs, &told),
         told,
         orders,
@@ -260,6 +261,11 @@ fn claim(dataset: &CacheDataset, observed: &Observed) -> Claim {
             phase.unwrap_or("new")
         )),
     }
+}
+
+/// Does Kubernetes' own controller know the volume, and is it free?
+fn is_available(volume: Option<&PersistentVolume>) -> bool {
+    volume.and_then(|v| v.status.as_ref()?.phase.as_deref()) == Some("Available")
 }
 
 /// The claim was deleted and made again: the volume is reserved for one that is gone.
