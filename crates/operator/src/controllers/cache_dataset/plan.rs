@@ -6,7 +6,7 @@ use super::{
     gather::{Observed, Referenced},
     members, objects, preload, snapshot,
 };
-use crate::settings::Settings;
+use crate::settings::{Settings, Tier};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
@@ -56,7 +56,7 @@ pub(super) struct Plan {
 
 /// What the spec refers to, looked up.
 struct Inputs<'a> {
-    tier: Option<&'a str>,
+    tier: Option<&'a Tier>,
     secret: Option<Secret>,
     ca: Option<ConfigMap>,
     /// Generations of the copies that workers must see.
@@ -168,7 +168,7 @@ fn inputs<'a>(dataset: &CacheDataset, observed: &Observed, settings: &'a Setting
     let mut causes: Vec<(Cause, bool)> = vec![];
 
     let tier_name = dataset.spec.cache.tiers.first().map_or("", |t| t.name.as_str());
-    let tier = settings.tiers.get(tier_name).map(String::as_str);
+    let tier = settings.tiers.get(tier_name);
     if tier.is_none() {
         let known: Vec<&str> = settings.tiers.keys().map(String::as_str).collect();
         let message = format!("spec.cache.tiers[0].name is {tier_name:?}; the administrator defined: {}", known.join(", "));
