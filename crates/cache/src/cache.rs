@@ -3,8 +3,8 @@
 mod chunk;
 
 use crate::{
-    CHUNK, CacheError, Floor, ReadError, chunks,
-    fill::{self, Fill},
+    CHUNK, CacheError, Floor, ReadError, chunk_range, chunks,
+    fill::{self, Chunk, Fill},
     index::Index,
     scan,
     sidecar::crc32c,
@@ -163,6 +163,45 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         }
     }
 
+    /// A whole chunk that is on the disk: the file that holds it and the CRC-32C it was written with. Fetches nothing and waits
+    /// for nobody.
+    pub async fn chunk_here(&self, key: &ObjectKey, range: &Range<u64>) -> Option<(File, u32)> {
+        let n = range.start / CHUNK;
+        let fill = {
+            let index = self.inner.index.lock();
+            let fill = index.fill(key).cloned();
+            let size = index.complete(key).or(fill.as_ref().map(|f| f.size))?;
+            if chunk_range(size, n) != *range {
+                return None;
+            }
+            fill
+        };
+        if let Some(fill) = fill {
+            let crc = if let Chunk::Present(crc) = fill.chunks.lock()[n as usize] { crc } else { return None };
+            return Some((fill.start.clone().await.ok()?.try_clone().ok()?, crc));
+        }
+        let path = scan::data(&self.inner.dir, key);
+        let open = path.clone();
+        let opened = blocking("open", &path, move || {
+            let sidecar = scan::read_sidecar(&open).map_err(io::Error::other)?;
+            Ok((File::open(&open)?, sidecar))
+        });
+        let (file, sidecar) = opened.await.ok()?;
+        Some((file, *sidecar.crcs.get(n as usize)?))
+    }
+
+    /// Waits until the fetch of this chunk has ended, if one is under way; begins none.
+    pub async fn landed(&self, key: &ObjectKey, range: &Range<u64>) {
+        let fill = self.inner.index.lock().fill(key).cloned();
+        let Some(fill) = fill else { return };
+        let flight = match fill.chunks.lock().get((range.start / CHUNK) as usize) {
+            Some(Chunk::Flying(flight)) => flight.clone(),
+            _ => return,
+        };
+        // How it ended is on the disk.
+        let _ = flight.await;
+    }
+
     /// Reads a range; what is not on the disk is fetched in whole chunks and kept. The range lies inside the object.
     ///
     /// # Errors
@@ -242,7 +281,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             let file = File::open(&path)?;
             let mut crcs = sidecar.crcs.iter().enumerate();
             crcs.try_fold(true, |good, (n, crc)| {
-                let range = crate::chunk_range(sidecar.size, n as u64);
+                let range = chunk_range(sidecar.size, n as u64);
                 Ok::<_, io::Error>(good && crc32c(&pread(&file, &range)?) == *crc)
             })
         })

@@ -29,6 +29,7 @@ mod space;
 
 pub use cache::{Cache, Options, Usage};
 pub use error::{CacheError, ReadError};
+pub use sidecar::crc32c;
 pub use space::Floor;
 
 /// Unit of fetch and checksum. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that

@@ -15,7 +15,9 @@ const HEADER: usize = 32;
 /// Largest sidecar that is read: that of an object of 5 TiB, S3's limit, with room. A larger file is not one of ours.
 pub(crate) const LONGEST: u64 = 32 << 20;
 
-pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+/// The checksum of a chunk.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
     // A 32-bit algorithm: the upper half is zero.
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }

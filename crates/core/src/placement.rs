@@ -25,6 +25,9 @@ pub struct Member {
     pub node: String,
     /// Relative share.
     pub weight: u32,
+    /// Generation of the list that this member came with; tells who owned an object before it.
+    #[serde(default)]
+    pub since: u64,
     /// Still serves, owns nothing new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -38,6 +41,25 @@ impl Members {
         let mut scored: Vec<(bool, f64, &Member)> = self.members.iter().map(|m| (m.leaving, score(key, m), m)).collect();
         scored.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.node.cmp(&b.2.node)));
         scored.into_iter().map(|(_, _, m)| m).collect()
+    }
+
+    /// Other members than `node` that owned the object before its present owner came, the last one first: whoever was the owner
+    /// of an earlier list has joined before everyone that precedes it in the order. In a list that never changed there are none.
+    /// Members that are leaving may have owned anything until a moment ago.
+    #[must_use]
+    pub fn former_owners(&self, key: &ObjectKey, node: &str) -> Vec<&Member> {
+        let mut oldest = u64::MAX;
+        let mut owned = |m: &&Member| {
+            let first_of_a_list = m.since < oldest;
+            oldest = oldest.min(m.since);
+            first_of_a_list || m.leaving
+        };
+        self.order(key)
+            .into_iter()
+            .enumerate()
+            .filter(|(place, m)| owned(m) && *place > 0 && m.node != node)
+            .map(|(_, m)| m)
+            .collect()
     }
 
     /// The owner, if there is any member at all.
@@ -70,7 +92,7 @@ mod tests {
             members: weights
                 .iter()
                 .enumerate()
-                .map(|(i, w)| Member { node: format!("gpu-{i}"), weight: *w, leaving: false })
+                .map(|(i, w)| Member { node: format!("gpu-{i}"), weight: *w, since: 1, leaving: false })
                 .collect(),
         }
     }
@@ -99,6 +121,34 @@ mod tests {
             let (a, b) = (before.owner(&k).unwrap(), after.owner(&k).unwrap());
             assert!(a.node == b.node || b.node == "gpu-3");
         }
+    }
+
+    #[test]
+    fn former_owners_are_those_of_the_lists_before() {
+        // gpu-0 and gpu-1 began, gpu-2 and gpu-3 came later, one after the other.
+        let mut now = members(&[1, 1, 1, 1]);
+        (now.members[2].since, now.members[3].since) = (2, 3);
+        let list = |generation: u64| Members {
+            generation,
+            members: now.members.iter().filter(|m| m.since <= generation).cloned().collect(),
+        };
+        let mut moved = 0;
+        for k in keys(2_000) {
+            let owner = now.owner(&k).unwrap();
+            let mut wanted: Vec<String> = vec![];
+            for generation in [2, 1] {
+                let before = list(generation).owner(&k).unwrap().node.clone();
+                if before != owner.node && !wanted.contains(&before) {
+                    wanted.push(before);
+                }
+            }
+            let former = now.former_owners(&k, &owner.node);
+            assert_eq!(former.iter().map(|m| m.node.clone()).collect::<Vec<_>>(), wanted);
+            assert!(former.iter().all(|m| now.former_owners(&k, &m.node).len() < former.len()), "nobody asks itself");
+            moved += usize::from(!former.is_empty());
+        }
+        assert!((800..1_200).contains(&moved), "{moved}");
+        assert!(keys(200).all(|k| members(&[1, 1, 1]).former_owners(&k, "gpu-0").is_empty()));
     }
 
     #[test]

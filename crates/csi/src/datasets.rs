@@ -1,11 +1,15 @@
 //! What the API server knows of a dataset: its newest snapshot and how files should look.
+//!
+//! Only that is read. During an upgrade the objects may be of a newer CRD than this plugin; what it does not know of them must not
+//! keep a pod from its data.
 
 use crate::state::Record;
-use kube::{Api, ResourceExt as _};
-use larder_api::{CacheDataset, conditions::types};
+use kube::{Api, Resource as _, core::ObjectMeta};
+use larder_api::{CacheDataset, cache_dataset::Mount as Look, conditions::types};
 use larder_core::names;
 use larder_fuse::protocol::mounter::Mount;
-use std::time::Duration;
+use serde::Deserialize;
+use std::{borrow::Cow, time::Duration};
 use tokio::time::Instant;
 
 /// Longest wait for one answer of the API server.
@@ -41,6 +45,72 @@ impl DatasetError {
     }
 }
 
+/// The part of a CacheDataset that mounting needs.
+#[derive(Clone, Debug, Deserialize)]
+struct Seen {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SeenSpec,
+    #[serde(default)]
+    status: Option<SeenStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct SeenSpec {
+    mount: Look,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct SeenStatus {
+    snapshot: Option<SeenSnapshot>,
+    conditions: Vec<SeenCondition>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SeenSnapshot {
+    id: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct SeenCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    reason: String,
+    message: String,
+}
+
+impl kube::Resource for Seen {
+    type DynamicType = ();
+    type Scope = kube::core::NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        CacheDataset::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        CacheDataset::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        CacheDataset::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        CacheDataset::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
 /// Reads CacheDatasets.
 #[derive(Clone)]
 pub(crate) struct Datasets {
@@ -70,7 +140,7 @@ impl Datasets {
 
     async fn look(&self, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
         let dataset = format!("{namespace}/{name}");
-        let api = Api::<CacheDataset>::namespaced(self.client.clone(), namespace);
+        let api = Api::<Seen>::namespaced(self.client.clone(), namespace);
         match tokio::time::timeout(API_PATIENCE, api.get_opt(name)).await {
             Ok(Ok(Some(object))) => choose(&object, namespace, name, uid),
             Ok(Ok(None)) => Err(DatasetError::Missing(dataset)),
@@ -81,9 +151,9 @@ impl Datasets {
 }
 
 /// What to mount of this object, if it is the one that the volume was made for.
-fn choose(object: &CacheDataset, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
+fn choose(object: &Seen, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
     let dataset = format!("{namespace}/{name}");
-    let found = object.uid().unwrap_or_default();
+    let found = object.meta().uid.clone().unwrap_or_default();
     if found != uid {
         return Err(DatasetError::OtherUid { dataset, found, wanted: uid.to_owned() });
     }
@@ -122,7 +192,7 @@ mod tests {
 
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 
-    fn mk_dataset(status: serde_json::Value) -> CacheDataset {
+    fn mk_dataset(status: serde_json::Value) -> Seen {
         serde_json::from_value(json!({
             "apiVersion": "larder.dev/v1alpha1", "kind": "CacheDataset",
             "metadata": {"name": "imagenet", "namespace": "vision", "uid": UID},
@@ -136,7 +206,7 @@ mod tests {
         .unwrap()
     }
 
-    fn choose_of(object: &CacheDataset) -> Result<Record, DatasetError> {
+    fn choose_of(object: &Seen) -> Result<Record, DatasetError> {
         choose(object, "vision", "imagenet", UID)
     }
 
@@ -149,6 +219,29 @@ mod tests {
             (record.mount.uid, record.mount.gid, record.mount.file_mode, record.mount.dir_mode),
             (1000, 0, 0o440, 0o555)
         );
+    }
+
+    #[test]
+    fn a_dataset_of_a_newer_release_is_mounted_all_the_same() {
+        let id = "ab".repeat(32);
+        let object: Seen = serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CacheDataset",
+            "metadata": {"name": "imagenet", "namespace": "vision", "uid": UID, "newField": 1},
+            "spec": {
+                // Another kind of source, a policy and fields that this release does not know, required ones missing.
+                "source": {"git": {"url": 1}},
+                "preload": {"policy": "WhenTheMoonIsFull"},
+                "mount": {"uid": 7, "mode": "NoOpen", "quirks": ["a"]},
+            },
+            "status": {
+                "snapshot": {"id": id, "files": "many", "shards": [1]},
+                "preload": {"bytesDone": "1Gi"},
+                "conditions": [{"type": "Frozen", "status": "Perhaps", "severity": 3}],
+            },
+        }))
+        .unwrap();
+        let record = choose_of(&object).unwrap();
+        assert_eq!((record.mount.snapshot, record.mount.uid, record.mount.file_mode), (id, 7, 0o444));
     }
 
     #[test]

@@ -31,6 +31,9 @@ struct BySource {
     source: &'static str,
 }
 
+/// Values of the label `source`.
+const SOURCES: [&str; 3] = ["local", "peer", "origin"];
+
 /// All series of the mounter.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -53,6 +56,17 @@ impl Metrics {
         m
     }
 
+    /// Drops the series of a mount identity. Should it be mounted again, its counters begin at zero.
+    pub fn forget(&self, dataset_uid: &str, identity: &str) {
+        let mount = ByMount { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned() };
+        self.requested.remove(&mount);
+        self.failures.remove(&mount);
+        for source in SOURCES {
+            let labels = BySource { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned(), source };
+            self.read.remove(&labels);
+        }
+    }
+
     /// The counters of one mount identity; the same ones each time it is asked for.
     #[must_use]
     pub fn reads(&self, dataset_uid: &str, identity: &str) -> ReadCounters {
@@ -63,9 +77,9 @@ impl Metrics {
         };
         ReadCounters {
             requested: self.requested.get_or_create_owned(&mount),
-            local: source("local"),
-            peer: source("peer"),
-            origin: source("origin"),
+            local: source(SOURCES[0]),
+            peer: source(SOURCES[1]),
+            origin: source(SOURCES[2]),
             failed: self.failures.get_or_create_owned(&mount),
         }
     }
@@ -127,5 +141,10 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains(r#"larder_mounter_read_bytes_total{dataset_uid="u",identity="i",source="origin"} 7"#), "{text}");
+
+        metrics.forget("u", "i");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(!text.contains(r#"identity="i""#) && text.contains(r#"identity="other""#), "{text}");
     }
 }

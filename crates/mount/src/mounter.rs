@@ -4,6 +4,7 @@
 //! When it is asked to stop it takes no new mounts and goes on serving for a while, because a mount whose mounter is gone
 //! gives ENOTCONN; when it is killed, that is what they give.
 
+mod ended;
 mod mounts;
 mod socket;
 

@@ -7,18 +7,21 @@
 //!                                                                                            └─ status, Events
 //! ```
 //!
+//! Of several operators one acts: the holder of a Lease ([`leader`]).
+//!
 //! The operator owns the member list (ConfigMap `<uid>-members`) and `status`, and nothing that only lives in its memory: all it
 //! does is level-triggered and idempotent. When it dies, nothing on the data path changes and status stands still; the next one
 //! lists, compares and goes on. The one thing lost is since when a member is without a ready worker: its grace period starts again.
 #![forbid(unsafe_code)]
 
 mod controllers;
+mod leader;
 mod settings;
 pub mod uninstall;
 
 pub use settings::Args;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use larder_telemetry::Health;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 /// Runs the operator until `shutdown`.
 ///
 /// # Errors
-/// When the flags are wrong, the API server cannot be reached at start, or the admin port is taken.
+/// When the flags are wrong, the API server cannot be reached at start, the admin port is taken, or the Lease is lost.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = args.resolve()?;
     let client = kube::Client::try_default().await.context("make a Kubernetes client")?;
@@ -37,17 +40,44 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
     // Whoever ends first takes the other along.
     let admin = larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone());
-    let controller = controllers::cache_dataset::run(client, settings, metrics, health, shutdown.clone());
-    let (mut admin, mut controller) = (std::pin::pin!(admin), std::pin::pin!(controller));
+    let acting = act(client, settings, metrics, health, shutdown.clone());
+    let (mut admin, mut acting) = (std::pin::pin!(admin), std::pin::pin!(acting));
     tokio::select! {
         result = &mut admin => {
             shutdown.cancel();
-            controller.await;
+            acting.await?;
             result.context("serve the admin port")
         }
-        () = &mut controller => {
+        result = &mut acting => {
             shutdown.cancel();
-            admin.await.context("serve the admin port")
+            admin.await.context("serve the admin port")?;
+            result
         }
     }
+}
+
+/// Runs the controller while this operator leads.
+async fn act(
+    client: kube::Client,
+    settings: settings::Settings,
+    metrics: controllers::cache_dataset::Metrics,
+    health: Health,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let me = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
+    let candidate = leader::Candidate::new(client.clone(), &settings.namespace, me);
+    // One that stands by is as ready as it can be.
+    let leader = shutdown.run_until_cancelled(candidate.lead(|| health.set_ready(true))).await;
+    let Some(mut leader) = leader else { return Ok(()) };
+    health.set_ready(false);
+    let controller = controllers::cache_dataset::run(client, settings, metrics, health, shutdown);
+    let lost = tokio::select! {
+        // Not a moment longer: what is under way is dropped.
+        lost = leader.lost() => lost,
+        () = controller => {
+            leader.step_down().await;
+            return Ok(());
+        }
+    };
+    bail!("stopping: {lost}")
 }

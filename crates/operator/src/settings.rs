@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use larder_api::quantity;
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Flags of `larder operator`.
@@ -22,6 +24,9 @@ pub struct Args {
     /// A kind of disk that datasets may use, as <name>=<folder on the host>
     #[arg(long = "tier", env = "LARDER_TIERS", value_delimiter = ',', required = true)]
     pub tiers: Vec<String>,
+    /// Space of a tier's disks that workers leave free, as <name>=<percent>:<bytes>, whichever is more; default: the workers'
+    #[arg(long = "tier-floor", env = "LARDER_TIER_FLOORS", value_delimiter = ',')]
+    pub tier_floors: Vec<String>,
     /// ServiceAccount of the workers
     #[arg(long, default_value = "larder-worker")]
     pub worker_service_account: String,
@@ -43,11 +48,39 @@ pub(crate) struct Settings {
     pub image: String,
     pub pull_policy: String,
     pub pull_secrets: Vec<String>,
-    /// Name → folder on the host.
-    pub tiers: BTreeMap<String, String>,
+    pub tiers: BTreeMap<String, Tier>,
     pub worker_service_account: String,
     pub worker_log: String,
     pub member_grace: SignedDuration,
+}
+
+/// A kind of disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tier {
+    /// Folder on the host.
+    pub path: String,
+    /// What the workers leave free; `None`: their default.
+    pub floor: Option<Floor>,
+}
+
+/// Space of a disk that is left alone: the greater of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Floor {
+    /// Of the disk's size.
+    pub percent: u8,
+    /// Never less than this.
+    pub bytes: u64,
+}
+
+impl std::str::FromStr for Floor {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (percent, quantity) = text.split_once(':').context("want <percent>:<bytes>")?;
+        let percent = percent.parse::<u8>().ok().filter(|p| *p <= 100).context("want a percentage of 0 to 100")?;
+        let bytes = quantity::bytes(&Quantity(quantity.to_owned())).context("want a number of bytes such as 10Gi")?;
+        Ok(Self { percent, bytes })
+    }
 }
 
 impl Args {
@@ -61,7 +94,13 @@ impl Args {
             ensure!(!path.split('/').any(|part| part == ".."), "--tier {tier}: the folder must not contain '..'");
             let path = path.trim_end_matches('/');
             ensure!(!path.is_empty(), "--tier {tier}: the host's root is no tier");
-            ensure!(tiers.insert(name.to_owned(), path.to_owned()).is_none(), "--tier {tier}: the name is there twice");
+            let folder = Tier { path: path.to_owned(), floor: None };
+            ensure!(tiers.insert(name.to_owned(), folder).is_none(), "--tier {tier}: the name is there twice");
+        }
+        for floor in self.tier_floors.iter().filter(|t| !t.is_empty()) {
+            let (name, text) = floor.split_once('=').with_context(|| format!("--tier-floor {floor}: want <name>=<floor>"))?;
+            let tier = tiers.get_mut(name).with_context(|| format!("--tier-floor {floor}: there is no such tier"))?;
+            tier.floor = Some(text.parse::<Floor>().with_context(|| format!("--tier-floor {floor}"))?);
         }
         ensure!(!tiers.is_empty(), "at least one --tier <name>=<folder on the host> is needed");
         Ok(Settings {
@@ -96,11 +135,26 @@ mod tests {
     #[test]
     fn tiers_are_names_with_absolute_folders() {
         let settings = resolve(&["nvme=/mnt/nvme0/", "ssd=/mnt/ssd"]).unwrap();
-        assert_eq!(settings.tiers, [("nvme", "/mnt/nvme0"), ("ssd", "/mnt/ssd")].map(|(a, b)| (a.into(), b.into())).into());
+        let tier = |path: &str| Tier { path: path.into(), floor: None };
+        assert_eq!(settings.tiers, [("nvme".into(), tier("/mnt/nvme0")), ("ssd".into(), tier("/mnt/ssd"))].into());
         for bad in ["nvme", "=/mnt", "nvme=mnt", "nvme=/", "nvme=/mnt/../etc"] {
             assert!(resolve(&[bad]).is_err(), "{bad}");
         }
         assert!(resolve(&["nvme=/a", "nvme=/b"]).is_err());
         assert!(resolve(&[]).is_err());
+    }
+
+    #[test]
+    fn a_tier_can_have_a_floor_of_its_own() {
+        let resolve = |floor: &str| {
+            let args = ["larder", "--image=i", "--tier=nvme=/a", "--tier=ssd=/b", "--tier-floor", floor];
+            Cli::try_parse_from(args)?.args.resolve()
+        };
+        let settings = resolve("nvme=1:512Mi").unwrap();
+        assert_eq!(settings.tiers["nvme"].floor, Some(Floor { percent: 1, bytes: 512 << 20 }));
+        assert_eq!(settings.tiers["ssd"].floor, None);
+        for bad in ["nvme", "nvme=1", "nvme=101:1Gi", "nvme=-1:1Gi", "nvme=1:much", "hdd=1:1Gi"] {
+            assert!(resolve(bad).is_err(), "{bad}");
+        }
     }
 }

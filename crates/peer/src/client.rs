@@ -1,10 +1,12 @@
 //! Asks workers for ranges and catalogs.
 
 mod catalog;
+mod copy;
 mod down;
 mod http;
 
 pub use catalog::CatalogFetchError;
+pub use copy::Copied;
 
 use crate::{MAX_RANGE, ObjectRef, Roster, RosterSource, Source};
 use ::http::StatusCode;

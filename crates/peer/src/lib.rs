@@ -4,6 +4,8 @@
 //! Client::read ─► order of the members (owner, then stand-ins) ─► GET /v1/<dataset uid>/objects/<object key>
 //!                                                                     │
 //!                                            router ─► ObjectSource (the worker): its disk, else the origin
+//!
+//! Client::copy ─► GET /v1/<dataset uid>/copies/<object key> ─► its disk, or 404 at once
 //! ```
 //!
 //! Owns: the requests, the pool of connections, the memory of nodes that did not answer. Owns no data and no membership:
@@ -16,15 +18,18 @@ mod client;
 mod roster;
 mod server;
 
-pub use client::{CatalogFetchError, Client, Fetched, Options, ReadError};
+pub use client::{CatalogFetchError, Client, Copied, Fetched, Options, ReadError};
 pub use roster::{ObjectRef, Roster, RosterSource};
-pub use server::{Body, ObjectReply, ObjectRequest, ObjectSource, Refusal, router, serve};
+pub use server::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, router, serve};
 
 /// Longest range one request may ask for: bounds what a server and a client hold in memory for it.
 pub const MAX_RANGE: u64 = 64 << 20;
 
 /// Response header that says where the bytes came from.
 pub const SOURCE_HEADER: &str = "larder-source";
+
+/// Response header of a copy: CRC-32C of its bytes as they were written, eight hex digits.
+pub const CRC_HEADER: &str = "larder-crc32c";
 
 /// Where the bytes of an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

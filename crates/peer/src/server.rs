@@ -3,7 +3,7 @@
 mod body;
 mod range;
 
-use crate::{MAX_RANGE, SOURCE_HEADER, Source};
+use crate::{CRC_HEADER, MAX_RANGE, SOURCE_HEADER, Source};
 use axum::{
     Router,
     extract::{Path, Query, State},
@@ -22,6 +22,15 @@ pub trait ObjectSource: Send + Sync + 'static {
     /// The bytes of a range of an object. `request.range` is not empty and not longer than [`MAX_RANGE`]; that it lies
     /// inside the object MUST be checked here, against the catalog.
     fn object(&self, request: ObjectRequest) -> impl Future<Output = Result<ObjectReply, Refusal>> + Send;
+
+    /// A chunk as it lies on the own disk. MUST NOT make anyone fetch it, nor wait for a fetch that may itself be waiting for
+    /// a copy: two nodes would wait for each other.
+    fn copy(
+        &self,
+        dataset_uid: &str,
+        key: ObjectKey,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<CopyReply, Refusal>> + Send;
 
     /// The verified catalog file of a snapshot. `digest` is 64 hex digits.
     fn catalog(&self, dataset_uid: &str, digest: &str) -> impl Future<Output = Result<File, Refusal>> + Send;
@@ -53,6 +62,15 @@ pub struct ObjectReply {
     pub size: u64,
     /// The bytes.
     pub body: Body,
+}
+
+/// A chunk as it lies on a disk.
+#[derive(Debug)]
+pub struct CopyReply {
+    /// The file that holds it, at the same offsets as in the object.
+    pub file: File,
+    /// CRC-32C that it was written with.
+    pub crc32c: u32,
 }
 
 /// Bytes in the form in which they are at hand.
@@ -127,6 +145,7 @@ fn one_line(text: &str) -> String {
 pub fn router<S: ObjectSource>(source: Arc<S>) -> Router {
     Router::new()
         .route("/v1/{dataset}/objects/{key}", get(object::<S>))
+        .route("/v1/{dataset}/copies/{key}", get(copy::<S>))
         .route("/v1/{dataset}/catalogs/{digest}", get(catalog::<S>))
         .with_state(source)
 }
@@ -145,17 +164,11 @@ async fn object<S: ObjectSource>(
     Query(query): Query<ObjectQuery>,
     headers: HeaderMap,
 ) -> Response {
-    let Some(key) = ObjectKey::from_hex(&key) else {
-        return bad("object keys are 64 lower-case hex digits");
-    };
-    let range = match range::parse(headers.get(header::RANGE)) {
-        Ok(range) => range,
-        Err(text) => return bad(text),
+    let (key, range) = match asked(&key, &headers) {
+        Ok(asked) => asked,
+        Err(response) => return *response,
     };
     let len = range.end - range.start;
-    if len > MAX_RANGE {
-        return (StatusCode::RANGE_NOT_SATISFIABLE, format!("ask for at most {MAX_RANGE} bytes\n")).into_response();
-    }
     let ObjectQuery { snapshot, inode, standin } = query;
     let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in: standin == 1 };
     match source.object(request).await {
@@ -172,6 +185,42 @@ async fn object<S: ObjectSource>(
         )
             .into_response(),
     }
+}
+
+async fn copy<S: ObjectSource>(
+    State(source): State<Arc<S>>,
+    Path((dataset_uid, key)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let (key, range) = match asked(&key, &headers) {
+        Ok(asked) => asked,
+        Err(response) => return *response,
+    };
+    match source.copy(&dataset_uid, key, range.clone()).await {
+        Err(refusal) => refusal.into_response(),
+        Ok(copy) => (
+            StatusCode::PARTIAL_CONTENT,
+            [
+                (header::CONTENT_RANGE, format!("bytes {}-{}/*", range.start, range.end - 1)),
+                (header::CONTENT_LENGTH, (range.end - range.start).to_string()),
+                (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            ],
+            [(CRC_HEADER, format!("{:08x}", copy.crc32c))],
+            body::of(Body::File(copy.file), range),
+        )
+            .into_response(),
+    }
+}
+
+/// The object and the range that a request is for.
+fn asked(key: &str, headers: &HeaderMap) -> Result<(ObjectKey, Range<u64>), Box<Response>> {
+    let key = ObjectKey::from_hex(key).ok_or_else(|| Box::new(bad("object keys are 64 lower-case hex digits")))?;
+    let range = range::parse(headers.get(header::RANGE)).map_err(|text| Box::new(bad(text)))?;
+    if range.end - range.start > MAX_RANGE {
+        let text = format!("ask for at most {MAX_RANGE} bytes\n");
+        return Err(Box::new((StatusCode::RANGE_NOT_SATISFIABLE, text).into_response()));
+    }
+    Ok((key, range))
 }
 
 async fn catalog<S: ObjectSource>(

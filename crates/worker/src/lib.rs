@@ -4,7 +4,7 @@
 //! operator ─gRPC─► orders (config.json) ─► connection ─► listing  ─► catalogs/<digest>, state.json
 //!                                             │      └─► snapshot ◄─ catalogs of other workers
 //!                                             │      └─► preload  ─► cache ─► data/
-//! peers, mounters ─HTTP─► objects ─► cache ◄──┴─ origin
+//! peers, mounters ─HTTP─► objects ─► cache ◄──┴─ copies of former owners, origin
 //! mounter of this node ─unix socket─► descriptors of complete files
 //! ```
 //!
@@ -17,6 +17,7 @@
 mod catalogs;
 mod connection;
 mod control;
+mod copies;
 mod folder;
 mod held_up;
 mod jobs;

@@ -14,6 +14,10 @@ pub const CACHED_FILES: &str = "larder_worker_cached_files";
 pub const ORIGIN_BYTES: &str = "larder_worker_origin_bytes";
 /// Bytes given to peers, by `source`: `disk` or `origin`.
 pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
+/// Bytes copied from the disks of former owners instead of the origin.
+pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
+/// Bytes given to new owners as such copies.
+pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
 /// Requests of peers that were refused, by `status`.
 pub const REFUSED: &str = "larder_worker_refused_requests";
 
@@ -35,6 +39,8 @@ pub(crate) struct Metrics {
     pub cached_files: Gauge,
     pub origin_bytes: Counter,
     pub served: Family<BySource, Counter>,
+    pub copied_bytes: Counter,
+    pub given_bytes: Counter,
     pub refused: Family<ByStatus, Counter>,
 }
 
@@ -45,6 +51,8 @@ impl Metrics {
         registry.register(CACHED_FILES, "Complete files on this node", m.cached_files.clone());
         registry.register(ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", m.origin_bytes.clone());
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
+        registry.register(COPIED_BYTES, "Bytes copied from former owners instead of the origin", m.copied_bytes.clone());
+        registry.register(GIVEN_BYTES, "Bytes given to new owners from the own disk", m.given_bytes.clone());
         registry.register(REFUSED, "Requests of peers that were refused", m.refused.clone());
         m
     }

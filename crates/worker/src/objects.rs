@@ -1,6 +1,7 @@
 //! Answers to peers: from the disk, else from the origin.
 
 use crate::{
+    copies,
     metrics::{BySource, ByStatus},
     report::{Topic, cache_problem},
     worker::{Located, Worker, locate},
@@ -8,8 +9,9 @@ use crate::{
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use larder_cache::{CHUNK, CacheError, ReadError};
+use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Reason};
-use larder_peer::{Body, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
+use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
 use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
 
 /// The data port's side of a worker.
@@ -31,6 +33,11 @@ impl ObjectSource for DataPort {
             Err(refusal) => drop(metrics.refused.get_or_create(&ByStatus { status: refusal.status().into() }).inc()),
         }
         reply
+    }
+
+    async fn copy(&self, dataset_uid: &str, key: ObjectKey, range: Range<u64>) -> Result<CopyReply, Refusal> {
+        same_dataset(&self.0, dataset_uid)?;
+        copies::give(&self.0, &key, &range).await
     }
 
     async fn catalog(&self, dataset_uid: &str, digest: &str) -> Result<File, Refusal> {
@@ -78,7 +85,7 @@ async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectRe
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };
-    Ok(ObjectReply { source, size, body: pieces(worker, &at, range).await? })
+    Ok(ObjectReply { source, size, body: pieces(worker, &at, range, request.stand_in).await? })
 }
 
 async fn find(worker: &Arc<Worker>, request: &ObjectRequest) -> Result<Located, Refusal> {
@@ -104,7 +111,7 @@ async fn find(worker: &Arc<Worker>, request: &ObjectRequest) -> Result<Located, 
 
 /// The range piece by piece, cut at the borders of chunks. The first is here before the answer begins, so that its failure
 /// has a status.
-async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>) -> Result<Body, Refusal> {
+async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>, stand_in: bool) -> Result<Body, Refusal> {
     let kib = (range.end - range.start).min(AHEAD as u64 * CHUNK).div_ceil(1024) as u32;
     let permit = Arc::clone(&worker.serving).acquire_many_owned(kib).await;
     let permit = permit.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
@@ -112,7 +119,7 @@ async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>) -> R
     let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
     let first = parts.next().unwrap_or(range.clone());
     let rest: Vec<_> = parts.collect();
-    let bytes = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first)).await.unwrap_or_else(|_| {
+    let bytes = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| {
         let text = format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path);
         Err(Refusal::Origin(text))
     })?;
@@ -122,7 +129,7 @@ async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>) -> R
     let (worker, at) = (Arc::clone(worker), Arc::clone(at));
     let rest = stream::iter(rest.into_iter().map(move |part| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
-        async move { piece(&worker, &at, part).await.map_err(io::Error::other) }
+        async move { piece(&worker, &at, part, stand_in).await.map_err(io::Error::other) }
     }));
     let rest = stream::iter([Ok(bytes)]).chain(rest.buffered(AHEAD));
     // Freed with the stream.
@@ -135,8 +142,8 @@ async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>) -> R
     ))
 }
 
-async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>) -> Result<Bytes, Refusal> {
-    let fetch = fetcher(worker, at);
+async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Bytes, Refusal> {
+    let fetch = fetcher(worker, at, stand_in);
     match worker.cache.read_range(&at.key, at.size, range.clone(), fetch.clone()).await {
         Ok(bytes) => Ok(bytes),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),
@@ -151,15 +158,20 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>) -> Result<
     }
 }
 
-/// Fetches ranges of the object from the origin, each time by the newest connection.
+/// Fetches ranges of the object: from the disk of a former owner, else from the origin, each time by the newest connection.
 pub(crate) fn fetcher(
     worker: &Arc<Worker>,
     at: &Located,
+    stand_in: bool,
 ) -> impl Fn(Range<u64>) -> BoxFuture<'static, Result<Bytes, OriginError>> + Clone + Send + Sync + 'static {
     let (worker, at) = (Arc::clone(worker), Arc::new(at.clone()));
     move |range| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
         Box::pin(async move {
+            if let Some(bytes) = copies::ask(&worker, &at, &range, stand_in).await {
+                return Ok(bytes);
+            }
+            copies::at_origin(&worker, at.key, &range);
             let origin = worker.connections.now()?.origin_of(&at.origin)?;
             origin.read_range(&at.path, &at.version, range).await
         })

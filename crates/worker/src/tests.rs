@@ -190,6 +190,91 @@ async fn a_share_grows_when_a_member_leaves() {
     assert_eq!(server.seen().bytes, size(&files));
 }
 
+/// Two members hold everything; a third joins.
+async fn a_third_member_joins(server: &FakeS3, preloaded: bool) -> (Cluster, String, pb::Preload) {
+    let cluster = Cluster::start(3).await;
+    cluster.members(2);
+    let snapshot = cluster.nodes[0].list(server).await;
+    let whole = |s: pb::StatusResponse| s.preload.filter(|p| p.phase() == Phase::Succeeded);
+    for node in &cluster.nodes {
+        node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(server) }).await;
+        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
+    }
+    if preloaded {
+        futures::future::join(cluster.nodes[0].until(whole), cluster.nodes[1].until(whole)).await;
+    } else {
+        while server.seen().bytes == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    cluster.members(3);
+    let share = cluster.nodes[2].until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.files_total > 5)).await;
+    (cluster, snapshot, share)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_joins_gets_its_share_from_those_who_had_it() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let (mut cluster, snapshot, share) = a_third_member_joins(&server, true).await;
+    assert_eq!((share.files_done, share.bytes_done, share.files_failed), (share.files_total, share.bytes_total, 0));
+    assert_eq!(cluster.nodes[2].status().await.origin_bytes, 0);
+    assert_eq!(server.seen().bytes, size(&files), "no byte left the origin again");
+    assert_eq!(read_all(&cluster, &snapshot, &files).await, BTreeMap::from([(Source::Disk, files.len())]));
+    // What it has is whole, also for a process that knows nothing but the disk.
+    cluster.restart(2).await;
+    assert_eq!(cluster.nodes[2].status().await.cached_bytes, share.bytes_total);
+    assert_eq!(read_all(&cluster, &snapshot, &files).await, BTreeMap::from([(Source::Disk, files.len())]));
+    assert_eq!(server.seen().bytes, size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_joins_in_the_middle_of_a_preload_fetches_no_byte_again() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    server.faults(|f| f.delay = Duration::from_millis(40));
+    let (cluster, snapshot, share) = a_third_member_joins(&server, false).await;
+    let fetched = cluster.nodes[2].status().await.origin_bytes;
+    assert!(fetched > 0, "it came too late to fetch any of its {} bytes itself", share.bytes_total);
+    for node in &cluster.nodes {
+        node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    }
+    read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(server.seen().bytes, size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_rotted_on_its_disk_is_not_taken_over() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(2).await;
+    cluster.members(1);
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    for entry in walk(&cluster.nodes[0].dir.join("data")).iter().filter(|p| p.extension().is_none()) {
+        let mut bytes = std::fs::read(entry).unwrap();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+            std::fs::write(entry, bytes).unwrap();
+        }
+    }
+    cluster.nodes[1].configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    cluster.members(2);
+    let share = cluster.nodes[1].until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.files_total > 5)).await;
+    let last_chunks: u64 = cluster.nodes[1].status().await.origin_bytes;
+    assert!(last_chunks > 0 && last_chunks <= share.bytes_total);
+    let catalog = cluster.catalog(&snapshot);
+    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+        let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
+        let got = cluster.read(&snapshot, index, 0..size).await.unwrap();
+        assert!(got.node == "gpu-0" || got.bytes == files[&path], "{path}");
+    }
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn new_credentials_are_waited_for_and_then_used_at_once() {
     let server = FakeS3::start().await;

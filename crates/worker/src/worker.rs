@@ -3,6 +3,7 @@
 use crate::{
     catalogs::Catalogs,
     connection::{Connections, Mounted},
+    copies::AtOrigin,
     folder::{self, Folder, FolderError, State},
     metrics::Metrics,
     orders::Orders,
@@ -60,6 +61,7 @@ pub(crate) struct Worker {
     pub serving: Arc<Semaphore>,
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
+    pub at_origin: AtOrigin,
     /// Cancelled by Erase.
     pub erased: CancellationToken,
     pub jobs: TaskTracker,
@@ -119,6 +121,7 @@ impl Worker {
             writing: tokio::sync::Mutex::new(()),
             serving: Arc::new(Semaphore::new(SERVING >> 10)),
             past_cache: Semaphore::new(PAST_CACHE),
+            at_origin: AtOrigin::default(),
             erased: CancellationToken::new(),
             jobs: TaskTracker::new(),
         };

@@ -121,7 +121,8 @@ fn restarts(pod: &serde_json::Value) -> u64 {
     pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default()
 }
 
-/// Fleets grow: a node that comes to match later gets its worker, its share, and the data of that share.
+/// Fleets grow: a node that comes to match later gets its worker, its share, and the data of that share from the node that had
+/// it: no byte leaves the origin twice.
 pub(super) fn a_node_that_gains_the_label_gets_its_worker_and_share(lab: &Lab) -> Result<()> {
     install(lab)?;
     let label = |change: &str| lab.cluster.kubectl(&["label", "nodes", "gpu-2", "--overwrite", change]).map(drop);
@@ -144,5 +145,17 @@ pub(super) fn a_node_that_gains_the_label_gets_its_worker_and_share(lab: &Lab) -
     })?;
     named.wait("Preloaded", WAIT)?;
     named.read_everywhere(&manifest, WAIT)?;
+    let folder = format!("{}/", named.name);
+    let reads = Request::reads(&lab.s3.requests()?, BUCKET);
+    let (keys, sent) = reads
+        .iter()
+        .filter(|(key, _)| key.starts_with(&folder))
+        .fold((0, 0), |(keys, sent), (_, reads)| (keys + 1, sent + reads.bytes));
+    let object = named.object()?;
+    ensure!(
+        keys > 0 && object["status"]["snapshot"]["bytes"] == sent,
+        "the origin sent {sent} bytes of {keys} objects for a snapshot of {}",
+        object["status"]["snapshot"]
+    );
     named.remove(WAIT)
 }

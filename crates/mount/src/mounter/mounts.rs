@@ -1,5 +1,6 @@
 //! What is served now.
 
+use super::ended::{EndedMounts, SHOWN, Series};
 use crate::{
     catalogs::{Catalogs, CatalogsError},
     filesystem::{DatasetFs, Look},
@@ -20,7 +21,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 /// Longest wait for a catalog within one request; below the 10 s that the node plugin lets the kubelet wait. The fetch goes
 /// on, so that the next request finds it.
@@ -66,6 +67,7 @@ struct Table {
     sessions: BTreeMap<u64, Mount>,
     /// Catalogs that were asked for and are not mounted yet, by identity.
     prepared: BTreeMap<String, (String, Arc<Catalog<File>>)>,
+    ended: EndedMounts,
 }
 
 impl Mounts {
@@ -86,23 +88,35 @@ impl Mounts {
     pub(super) async fn serve(self: &Arc<Self>, mount: Mount, fuse: OwnedFd) -> Result<(), MountError> {
         let look = check(&mount)?;
         let catalog = self.catalog(&mount).await?;
-        let session = {
+        let series = (mount.dataset_uid.clone(), mount.identity.clone());
+        let (session, reads) = {
             let mut table = self.table.lock();
             table.last_session += 1;
-            table.last_session
+            table.ended.is_back(&series);
+            (table.last_session, self.metrics.reads(&mount.dataset_uid, &mount.identity))
         };
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, &mount.dataset_uid));
         let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker);
-        let reads = self.metrics.reads(&mount.dataset_uid, &mount.identity);
         let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, Handle::current());
         let (name, threads) = (mount.identity.clone(), self.fuse_threads);
         let started = tokio::task::spawn_blocking(move || session::serve(filesystem, fuse, &name, threads));
-        let started = started.await.map_err(|e| MountError::Task("FUSE handshake", e))?;
-        let ended = started.map_err(|source| MountError::Session { identity: mount.identity.clone(), source })?;
+        let started = started
+            .await
+            .map_err(|e| MountError::Task("FUSE handshake", e))
+            .and_then(|started| started.map_err(|source| MountError::Session { identity: mount.identity.clone(), source }));
+        let ended = match started {
+            Ok(ended) => ended,
+            Err(e) => {
+                self.count_no_more(series);
+                return Err(e);
+            }
+        };
         tracing::info!(identity = mount.identity, session, "serving");
         {
             let mut table = self.table.lock();
             table.prepared.remove(&mount.identity);
+            // Once more: the session before it may have ended meanwhile.
+            table.ended.is_back(&series);
             table.sessions.insert(session, mount);
         }
         self.sessions.send_modify(|n| *n += 1);
@@ -123,6 +137,26 @@ impl Mounts {
             Err(_) => tracing::error!(identity = mount.identity, session, "FUSE session panicked"),
         }
         self.catalogs.release(&mount.snapshot);
+        self.count_no_more((mount.dataset_uid, mount.identity));
+    }
+
+    /// Drops the series of a mount after a while, unless it is served: still, or again by then.
+    fn count_no_more(self: &Arc<Self>, series: Series) {
+        {
+            let mut table = self.table.lock();
+            if table.sessions.values().any(|m| m.identity == series.1) {
+                return;
+            }
+            table.ended.ended(series, Instant::now());
+        }
+        let mounts = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(SHOWN).await;
+            let Some(mounts) = mounts.upgrade() else { return };
+            // Under the lock that `serve` takes its counters under.
+            let mut table = mounts.table.lock();
+            table.ended.due(Instant::now()).iter().for_each(|(uid, identity)| mounts.metrics.forget(uid, identity));
+        });
     }
 
     /// Drops what was prepared and never served.

@@ -1,7 +1,7 @@
 //! One request to one worker.
 
 use super::Options;
-use crate::{ObjectRef, SOURCE_HEADER, Source};
+use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source};
 use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -10,6 +10,7 @@ use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use larder_core::key::ObjectKey;
 use std::{net::SocketAddr, ops::Range, time::Duration};
 
 /// Why one worker did not give the bytes.
@@ -63,9 +64,29 @@ impl Transport {
             object.inode,
             if stand_in { "&standin=1" } else { "" },
         );
-        let (parts, mut body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
+        let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
         let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
+        Ok((source, self.exactly(body, range).await?))
+    }
+
+    /// A chunk from the disk of a worker, and the CRC-32C it was written with.
+    pub(super) async fn copy(
+        &self,
+        address: SocketAddr,
+        dataset_uid: &str,
+        key: &ObjectKey,
+        range: &Range<u64>,
+    ) -> Result<(Bytes, u32), Failure> {
+        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}");
+        let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
+        let crc = parts.headers.get(CRC_HEADER).and_then(|v| u32::from_str_radix(v.to_str().ok()?, 16).ok());
+        let crc = crc.ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
+        Ok((self.exactly(body, range).await?, crc))
+    }
+
+    /// The whole body, if it is as long as the range.
+    async fn exactly(&self, mut body: Incoming, range: &Range<u64>) -> Result<Bytes, Failure> {
         let len = (range.end - range.start) as usize;
         let mut bytes = BytesMut::with_capacity(len);
         while let Some(piece) = self.next(&mut body).await? {
@@ -77,7 +98,7 @@ impl Transport {
         if bytes.len() < len {
             return Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", bytes.len())));
         }
-        Ok((source, bytes.freeze()))
+        Ok(bytes.freeze())
     }
 
     pub(super) async fn get(

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Body, ObjectReply, ObjectRequest, ObjectSource, Refusal};
+use crate::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal};
 use futures::StreamExt as _;
 use larder_core::{
     catalog::{Builder, Listed, digest},
@@ -68,6 +68,19 @@ impl ObjectSource for Fake {
         Ok(ObjectReply { source: Source::Origin, size: SIZE, body })
     }
 
+    async fn copy(&self, dataset_uid: &str, asked: ObjectKey, _: Range<u64>) -> Result<CopyReply, Refusal> {
+        let way = self.way.lock().clone();
+        match way {
+            Way::File if (dataset_uid, asked) == (UID, key()) => {
+                Ok(CopyReply { file: file_of(&content(0..SIZE)), crc32c: 0x00c0_ffee })
+            }
+            // Shorter than what is asked for.
+            Way::BreaksOff => Ok(CopyReply { file: file_of(&content(0..SIZE / 2)), crc32c: 0 }),
+            Way::Hangs => std::future::pending().await,
+            _ => Err(Refusal::NotFound("not here".into())),
+        }
+    }
+
     async fn catalog(&self, _: &str, digest: &str) -> Result<File, Refusal> {
         let catalog = self.catalog.lock();
         if catalog.is_empty() { Err(Refusal::NotFound(format!("no snapshot {digest}"))) } else { Ok(file_of(&catalog)) }
@@ -96,7 +109,7 @@ impl Cluster {
             let fake = Fake { way: Mutex::new(Way::File), asked: Mutex::default(), catalog: Mutex::default() };
             let (fake, stop) = (Arc::new(fake), CancellationToken::new());
             tokio::spawn(crate::serve(listener, Arc::clone(&fake), stop.clone()));
-            roster.members.members.push(Member { node: node.clone(), weight: 1, leaving: false });
+            roster.members.members.push(Member { node: node.clone(), weight: 1, since: 1, leaving: false });
             roster.addresses.insert(node.clone(), ip(n));
             workers.insert(node, (fake, stop));
         }
@@ -241,6 +254,25 @@ async fn a_read_finds_a_worker_that_came_back_elsewhere() {
     };
     let object = ObjectRef { dataset_uid: UID, snapshot: "5nap", inode: 7, key: key() };
     assert_eq!(cluster.client.read(&rosters, &object, 0..9).await.unwrap().bytes, content(0..9));
+}
+
+#[tokio::test]
+async fn a_copy_comes_whole_from_the_node_that_is_asked_or_not_at_all() {
+    let cluster = Cluster::start().await;
+    let all = &cluster;
+    let copy =
+        |node: &'static str, range: Range<u64>| async move { all.client.copy(&all.roster, node, UID, &key(), &range).await };
+    let got = copy("gpu-2", 5..SIZE).await.unwrap();
+    assert!(got.bytes == content(5..SIZE) && got.crc32c == 0x00c0_ffee);
+    for way in [Way::BreaksOff, Way::Refuses(Refusal::Unavailable("no".into())), Way::Hangs] {
+        cluster.way("gpu-2", way);
+        assert!(copy("gpu-2", 5..SIZE).await.is_none());
+    }
+    // A node that was silent is not waited for again at once.
+    let started = Instant::now();
+    assert!(copy("gpu-2", 5..SIZE).await.is_none() && started.elapsed() < Duration::from_millis(200));
+    assert!(copy("nobody", 5..SIZE).await.is_none());
+    assert!(cluster.workers.values().all(|(w, _)| w.asked.lock().is_empty()), "nobody was made to fetch");
 }
 
 #[tokio::test]

@@ -149,7 +149,7 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Re
 
 async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), Problem> {
     let counted = Arc::new(AtomicU64::new(0));
-    let (inner, progress_of_chunks, counted_chunks) = (fetcher(worker, at), Arc::clone(progress), Arc::clone(&counted));
+    let (inner, progress_of_chunks, counted_chunks) = (fetcher(worker, at, false), Arc::clone(progress), Arc::clone(&counted));
     let counting = move |range: std::ops::Range<u64>| {
         let (fetch, progress, counted) = (inner(range), Arc::clone(&progress_of_chunks), Arc::clone(&counted_chunks));
         async move {

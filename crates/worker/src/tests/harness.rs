@@ -118,10 +118,15 @@ impl Cluster {
         cluster
     }
 
-    /// The first so many nodes are members.
+    /// The first so many nodes are members; who was not one before comes with a new list.
     pub fn members(&self, count: usize) {
-        let member = |n: &Node| Member { node: n.name.clone(), weight: 1, leaving: false };
-        let members = Members { generation: 1, members: self.nodes[..count].iter().map(member).collect() };
+        let old = self.roster.borrow().members.clone();
+        let generation = old.generation + 1;
+        let member = |n: &Node| {
+            let new = Member { node: n.name.clone(), weight: 1, since: generation, leaving: false };
+            old.members.iter().find(|m| m.node == n.name).cloned().unwrap_or(new)
+        };
+        let members = Members { generation, members: self.nodes[..count].iter().map(member).collect() };
         let addresses = self.nodes.iter().map(|n| (n.name.clone(), n.data.ip())).collect();
         self.roster.send_replace(Arc::new(Roster { members, addresses }));
     }

@@ -104,7 +104,7 @@ async fn a_new_dataset_gets_the_finalizer_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn the_first_visit_applies_with_one_manager_and_creates_the_claim() {
+async fn the_first_visit_applies_with_one_manager_and_the_claim_waits_for_the_volume() {
     let (result, calls) = reconcile_with(mk_dataset(), empty_cluster).await;
     result.unwrap();
     let applied: Vec<&str> = calls
@@ -117,10 +117,25 @@ async fn the_first_visit_applies_with_one_manager_and_creates_the_claim() {
         .collect();
     // No node matches: the workers are made all the same, for nodes to come. Status is last.
     assert_eq!(applied, ["Secret", "ConfigMap", "Service", "DaemonSet", "PersistentVolume", "CacheDataset"]);
-    let created: Vec<&Call> = calls.iter().filter(|c| c.is("POST", CLAIMS)).collect();
-    assert_eq!((created.len(), created[0].body["metadata"]["name"].as_str()), (1, Some("imagenet")));
+    assert!(!calls.iter().any(|c| c.is("POST", CLAIMS)), "{calls:?}");
     let status = &calls.iter().find(|c| c.is("PATCH", &format!("{DATASET}/status"))).unwrap().body["status"];
     assert_eq!(status["conditions"][0]["reason"], "NoNodesMatch");
+}
+
+/// As [`empty_cluster`], with the volume there and free.
+fn cluster_with_volume(call: &Call) -> Answer {
+    if call.method == Method::GET && call.uri.contains("/persistentvolumes/") {
+        return (200, json!({ "metadata": { "name": "larder-x" }, "status": { "phase": "Available" } }));
+    }
+    empty_cluster(call)
+}
+
+#[tokio::test]
+async fn the_claim_is_created_once_its_volume_is_available() {
+    let (result, calls) = reconcile_with(mk_dataset(), cluster_with_volume).await;
+    result.unwrap();
+    let created: Vec<&Call> = calls.iter().filter(|c| c.is("POST", CLAIMS)).collect();
+    assert_eq!((created.len(), created[0].body["metadata"]["name"].as_str()), (1, Some("imagenet")));
 }
 
 #[tokio::test]
@@ -140,7 +155,7 @@ async fn a_claim_that_someone_makes_in_between_is_not_overwritten() {
                 json!({ "kind": "Status", "status": "Failure", "reason": "AlreadyExists", "message": "exists", "code": 409 }),
             );
         }
-        empty_cluster(call)
+        cluster_with_volume(call)
     })
     .await;
     let error = error::chain(&result.unwrap_err());

@@ -84,12 +84,13 @@ pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &owner.namespace);
     let (members, volume) = (names::members_config_map(&owner.uid), objects::volume_name(&owner));
-    let (secret, ca, members, volume, claim) = tokio::try_join!(
+    // The volume before the claim: one that is reserved for another claim than that seen later is stale for sure.
+    let volume_and_claim = async { Ok::<_, Error>((get(&volumes, &volume).await?, get(&claims, &owner.name).await?)) };
+    let (secret, ca, members, (volume, claim)) = tokio::try_join!(
         referenced(&secrets, source.credentials.secret_ref.as_ref().map(|r| r.name.as_str())),
         referenced(&config_maps, source.ca.as_ref().map(|ca| ca.config_map_ref.name.as_str())),
         get(&lists, &members),
-        get(&volumes, &volume),
-        get(&claims, &owner.name),
+        volume_and_claim,
     )?;
 
     let stores = &context.stores;

@@ -112,7 +112,13 @@ pub(super) fn next(
     let gathering = first && missing && oldest.is_none_or(|created| now.duration_since(created) < GATHERING);
     for node in ready.into_iter().filter(|_| !gathering) {
         if selection.nodes.contains(node) {
-            members.entry(node.to_owned()).or_insert_with(|| Member { node: node.to_owned(), weight: 1, leaving: false });
+            let since = current.map_or(1, |c| c.generation + 1);
+            members.entry(node.to_owned()).or_insert_with(|| Member {
+                node: node.to_owned(),
+                weight: 1,
+                since,
+                leaving: false,
+            });
         }
     }
     let members: Vec<Member> = members.into_values().collect();
@@ -177,6 +183,7 @@ mod tests {
         let both = [mk_worker("gpu-1", true), mk_worker("gpu-0", true)];
         let (two, _) = next(Some(&one), &all, &both, &BTreeMap::new(), now(), GRACE);
         assert_eq!((names(&two), two.generation), (vec!["gpu-0", "gpu-1"], 2));
+        assert_eq!(two.members.iter().map(|m| m.since).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]

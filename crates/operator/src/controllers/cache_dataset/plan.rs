@@ -6,7 +6,7 @@ use super::{
     gather::{Observed, Referenced},
     members, objects, preload, snapshot,
 };
-use crate::settings::Settings;
+use crate::settings::{Settings, Tier};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
@@ -56,7 +56,7 @@ pub(super) struct Plan {
 
 /// What the spec refers to, looked up.
 struct Inputs<'a> {
-    tier: Option<&'a str>,
+    tier: Option<&'a Tier>,
     secret: Option<Secret>,
     ca: Option<ConfigMap>,
     /// Generations of the copies that workers must see.
@@ -146,7 +146,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
             objects::volume(owner, &capacity)
         }),
         release_volume: !not_ours && has_stale_claim(observed),
-        claim: observed.claim.is_none().then(|| objects::claim(owner)),
+        // Not before the volume can be found: the claim would be looked at again only after a while.
+        claim: (observed.claim.is_none() && is_available(observed.volume.as_ref())).then(|| objects::claim(owner)),
         tell: to_tell(observed, &inputs, &told),
         told,
         orders,
@@ -167,7 +168,7 @@ fn inputs<'a>(dataset: &CacheDataset, observed: &Observed, settings: &'a Setting
     let mut causes: Vec<(Cause, bool)> = vec![];
 
     let tier_name = dataset.spec.cache.tiers.first().map_or("", |t| t.name.as_str());
-    let tier = settings.tiers.get(tier_name).map(String::as_str);
+    let tier = settings.tiers.get(tier_name);
     if tier.is_none() {
         let known: Vec<&str> = settings.tiers.keys().map(String::as_str).collect();
         let message = format!("spec.cache.tiers[0].name is {tier_name:?}; the administrator defined: {}", known.join(", "));
@@ -260,6 +261,11 @@ fn claim(dataset: &CacheDataset, observed: &Observed) -> Claim {
             phase.unwrap_or("new")
         )),
     }
+}
+
+/// Does Kubernetes' own controller know the volume, and is it free?
+fn is_available(volume: Option<&PersistentVolume>) -> bool {
+    volume.and_then(|v| v.status.as_ref()?.phase.as_deref()) == Some("Available")
 }
 
 /// The claim was deleted and made again: the volume is reserved for one that is gone.

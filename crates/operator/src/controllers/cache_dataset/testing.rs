@@ -1,7 +1,7 @@
 //! Builders for tests.
 
 use super::{pods::Worker, snapshot::Statuses};
-use crate::settings::Settings;
+use crate::settings::{Settings, Tier};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     ByteString,
@@ -24,11 +24,15 @@ pub(super) fn settings() -> Settings {
         image: "larder:test".into(),
         pull_policy: "Never".into(),
         pull_secrets: vec![],
-        tiers: [("nvme".to_owned(), "/mnt/nvme0".to_owned())].into(),
+        tiers: [("nvme".to_owned(), mk_tier())].into(),
         worker_service_account: "larder-worker".into(),
         worker_log: "info".into(),
         member_grace: SignedDuration::from_mins(10),
     }
+}
+
+pub(super) fn mk_tier() -> Tier {
+    Tier { path: "/mnt/nvme0".into(), floor: None }
 }
 
 pub(super) fn mk_dataset() -> CacheDataset {
@@ -90,7 +94,7 @@ pub(super) fn mk_worker(node: &str, ready: bool) -> Worker {
 }
 
 pub(super) fn members(nodes: &[&str]) -> Members {
-    let members = nodes.iter().map(|n| Member { node: (*n).into(), weight: 1, leaving: false }).collect();
+    let members = nodes.iter().map(|n| Member { node: (*n).into(), weight: 1, since: 1, leaving: false }).collect();
     Members { generation: 1, members }
 }
 

@@ -1,7 +1,7 @@
 //! The DaemonSet of a dataset's workers.
 
 use super::{Owner, from_template, hashed};
-use crate::settings::Settings;
+use crate::settings::{Settings, Tier};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use larder_api::{CacheDataset, cache_dataset::Resources};
 use larder_core::names;
@@ -11,24 +11,29 @@ use serde_json::{Value, json};
 const CREDENTIALS_DIR: &str = "/etc/larder/credentials";
 const CA_DIR: &str = "/etc/larder/ca";
 
-/// The workers; `tier` is the folder of the disk on the host.
-pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tier: &str) -> DaemonSet {
+/// The workers, on disks of this tier.
+pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tier: &Tier) -> DaemonSet {
     let run = format!("{}/worker", names::RUN_DIR);
     // The same path as on the host, so that what a worker says about its disk names that disk.
-    let data = format!("{tier}/{}", names::TIER_DIR);
+    let data = format!("{}/{}", tier.path, names::TIER_DIR);
+    let mut args = vec![
+        "worker".to_owned(),
+        format!("--dataset-uid={}", owner.uid),
+        format!("--dir={data}/{}", owner.uid),
+        format!("--run-dir={}", names::RUN_DIR),
+        format!("--credentials-dir={CREDENTIALS_DIR}"),
+        format!("--ca-dir={CA_DIR}"),
+    ];
+    if let Some(floor) = tier.floor {
+        args.push(format!("--disk-floor-percent={}", floor.percent));
+        args.push(format!("--disk-floor-bytes={}", floor.bytes));
+    }
     let spec = &dataset.spec.workers;
     let container = json!({
         "name": "worker",
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
-        "args": [
-            "worker",
-            format!("--dataset-uid={}", owner.uid),
-            format!("--dir={data}/{}", owner.uid),
-            format!("--run-dir={}", names::RUN_DIR),
-            format!("--credentials-dir={CREDENTIALS_DIR}"),
-            format!("--ca-dir={CA_DIR}"),
-        ],
+        "args": args,
         "env": [
             { "name": "NODE_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "spec.nodeName" } } },
             { "name": "POD_NAME", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } },
@@ -115,13 +120,14 @@ fn resources(given: Option<&Resources>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::testing::{mk_dataset, settings};
+    use super::super::super::testing::{mk_dataset, mk_tier, settings};
     use super::*;
+    use crate::settings::Floor;
     use larder_api::cache_dataset::Workers;
 
     fn build(dataset: &CacheDataset) -> Value {
         let owner = Owner::of(dataset).unwrap();
-        serde_json::to_value(daemon_set(&owner, dataset, &settings(), "/mnt/nvme0")).unwrap()
+        serde_json::to_value(daemon_set(&owner, dataset, &settings(), &mk_tier())).unwrap()
     }
 
     #[test]
@@ -163,6 +169,19 @@ mod tests {
         let ds = build(&dataset);
         let pod = &ds["spec"]["template"]["spec"];
         assert!(pod.get("nodeSelector").is_none() && pod["containers"][0]["resources"].get("requests").is_none());
+    }
+
+    #[test]
+    fn the_floor_of_a_tier_reaches_the_workers() {
+        let dataset = mk_dataset();
+        let args = |floor| {
+            let tier = Tier { floor, ..mk_tier() };
+            let ds = daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings(), &tier);
+            ds.spec.unwrap().template.spec.unwrap().containers.remove(0).args.unwrap()
+        };
+        assert!(!args(None).iter().any(|a| a.contains("floor")), "the workers' default holds");
+        let args = args(Some(Floor { percent: 0, bytes: 1 << 30 }));
+        assert!(args.ends_with(&["--disk-floor-percent=0".to_owned(), "--disk-floor-bytes=1073741824".to_owned()]), "{args:?}");
     }
 
     #[test]

@@ -1,7 +1,15 @@
 //! The dataset's own volume and claim.
+//!
+//! The volume is reserved for the claim by name, the claim finds it by label. The claim does not name the volume: Kubernetes' own
+//! controller looks at a volume and at its claim in two workers that write both. When one is refused because the other was
+//! faster, a claim that does not name its volume is looked at again at once, one that does only every 15 s. A claim that comes
+//! before its volume is known waits as long, so it is made when the volume is `Available`.
 
 use super::{Owner, from_template, hashed};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::{
+    api::core::v1::{PersistentVolume, PersistentVolumeClaim},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use larder_api::labels;
 use larder_core::names;
 use serde_json::json;
@@ -16,12 +24,11 @@ pub(in super::super) fn volume_name(owner: &Owner) -> String {
 
 /// The volume, reserved for the dataset's claim. `capacity` is for people: the driver does not look at it.
 pub(in super::super) fn volume(owner: &Owner, capacity: &str) -> PersistentVolume {
-    hashed(from_template(json!({
+    let mut volume: PersistentVolume = hashed(from_template(json!({
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": owner.meta(volume_name(owner), None, owner.labels()),
         "spec": {
-            "capacity": { "storage": capacity },
             // The kubelet tells the driver the first one; reading is all there is, whatever a claim asks for.
             "accessModes": ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
@@ -43,7 +50,11 @@ pub(in super::super) fn volume(owner: &Owner, capacity: &str) -> PersistentVolum
                 },
             },
         },
-    })))
+    })));
+    // Not in the hash: the API server writes the same amount in another way (1024Mi, 1Gi), which is no change of the text.
+    let capacity = [("storage".to_owned(), Quantity(capacity.to_owned()))];
+    volume.spec.get_or_insert_default().capacity = Some(capacity.into());
+    volume
 }
 
 /// The claim, with the dataset's name in the dataset's namespace.
@@ -56,7 +67,7 @@ pub(in super::super) fn claim(owner: &Owner) -> PersistentVolumeClaim {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": "",
             "volumeMode": "Filesystem",
-            "volumeName": volume_name(owner),
+            "selector": { "matchLabels": { (labels::DATASET_UID): owner.uid } },
             "resources": { "requests": { "storage": CLAIM_REQUEST } },
         },
     }))
@@ -68,11 +79,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volume_and_claim_name_each_other() {
+    fn the_volume_is_reserved_for_the_claim_and_the_claim_takes_no_other() {
         let owner = Owner::of(&mk_dataset()).unwrap();
         let (volume, claim) = (volume(&owner, "3Gi"), claim(&owner));
         let (v, c) = (volume.spec.unwrap(), claim.spec.unwrap());
-        assert_eq!(c.volume_name, volume.metadata.name);
+        // A named volume would be looked for again every 15 s only.
+        assert_eq!(c.volume_name, None);
+        assert_eq!(c.selector.unwrap().match_labels.unwrap(), [(labels::DATASET_UID.to_owned(), owner.uid.clone())].into());
+        assert_eq!(volume.metadata.labels.unwrap()[labels::DATASET_UID], owner.uid);
         let reference = v.claim_ref.unwrap();
         assert_eq!((reference.name, reference.namespace), (claim.metadata.name, claim.metadata.namespace));
         assert_eq!((v.storage_class_name.as_deref(), c.storage_class_name.as_deref()), (Some(""), Some("")));

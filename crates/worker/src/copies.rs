@@ -1,0 +1,68 @@
+//! Copies: a chunk that another node has is not fetched from the origin again.
+//!
+//! When the member list changes, the new owner of an object asks the owners before it, disk to disk, before it asks the origin:
+//!
+//! ```text
+//! new owner: fill of a chunk ─► former owners, the last one first ─► origin
+//!                                      │
+//! former owner: on the disk? ──────────┴─► 206, with the checksum it was written with
+//!               on its way from the origin? ─► that much is waited for, then 206
+//!               else 404 at once
+//! ```
+//!
+//! Nobody is made to fetch by being asked, and only a fetch that has come to the origin is waited for: it waits for no node.
+//! So there are no circles, whatever lists the two have.
+
+use crate::worker::{Located, Worker};
+use bytes::Bytes;
+use larder_cache::crc32c;
+use larder_core::key::ObjectKey;
+use larder_peer::{CopyReply, Refusal};
+use parking_lot::Mutex;
+use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
+
+/// Longest wait for a fetch from the origin; shorter than the silence after which the other node gives up.
+const LANDING: Duration = Duration::from_secs(8);
+
+/// Chunks whose fetch has come to asking the origin: object and first byte.
+#[derive(Debug, Default)]
+pub(crate) struct AtOrigin(Mutex<HashSet<(ObjectKey, u64)>>);
+
+/// From the moment the origin is asked for a chunk until the chunk has landed on the disk, or has not.
+pub(crate) fn at_origin(worker: &Arc<Worker>, key: ObjectKey, range: &Range<u64>) {
+    if worker.at_origin.0.lock().insert((key, range.start)) {
+        let (worker, range) = (Arc::clone(worker), range.clone());
+        tokio::spawn(async move {
+            worker.cache.landed(&key, &range).await;
+            worker.at_origin.0.lock().remove(&(key, range.start));
+        });
+    }
+}
+
+/// The chunk from a disk of those who owned the object before, if one has it and it is good. A node that lost the object while
+/// it fetches it asks the new owner as well; one that stands in for the owner does so because that one does not answer.
+pub(crate) async fn ask(worker: &Worker, at: &Located, range: &Range<u64>, stand_in: bool) -> Option<Bytes> {
+    let roster = worker.roster.borrow().clone();
+    let new_owner = roster.members.owner(&at.key).filter(|m| !stand_in && m.node != worker.node);
+    for member in new_owner.into_iter().chain(roster.members.former_owners(&at.key, &worker.node)) {
+        let Some(copy) = worker.peers.copy(&roster, &member.node, &worker.dataset_uid, &at.key, range).await else { continue };
+        if crc32c(&copy.bytes) == copy.crc32c {
+            worker.metrics.copied_bytes.inc_by(range.end - range.start);
+            return Some(copy.bytes);
+        }
+        tracing::warn!(key = %at.key, path = at.path, node = member.node, "a copy does not match its checksum; check that node's disk");
+    }
+    None
+}
+
+/// What this node has of the chunk.
+pub(crate) async fn give(worker: &Worker, key: &ObjectKey, range: &Range<u64>) -> Result<CopyReply, Refusal> {
+    if worker.at_origin.0.lock().contains(&(*key, range.start)) {
+        // Too late is as good as never: the other node asks the origin itself.
+        let _ = tokio::time::timeout(LANDING, worker.cache.landed(key, range)).await;
+    }
+    let here = worker.cache.chunk_here(key, range).await;
+    let (file, crc32c) = here.ok_or_else(|| Refusal::NotFound(format!("node {} has no copy of {key}", worker.node)))?;
+    worker.metrics.given_bytes.inc_by(range.end - range.start);
+    Ok(CopyReply { file, crc32c })
+}
