@@ -1,6 +1,7 @@
 //! Data to serve: deterministic files with the names and sizes that break things, and a manifest of what they hold.
 
 mod content;
+mod picture;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,8 +10,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
-
-use content::Content;
 
 /// What every file must contain, by its path below the dataset's folder.
 pub type Manifest = BTreeMap<String, Entry>;
@@ -24,14 +23,14 @@ pub struct Entry {
     pub sha256: String,
 }
 
-/// What to generate. Content is incompressible and depends only on seed and path.
+/// What to generate. Content depends only on seed and path; see `dataset/content.rs`.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// Two datasets with the same seed and paths have the same content.
     pub seed: u64,
-    /// Sizes of the files `shards/shard-NNNNN.tar`.
+    /// Sizes of the files `shards/shard-NNNNN.rec`.
     pub shards: Vec<u64>,
-    /// How many small files `samples/<class>/<number>.jpg`, of up to [`Dataset::small_bytes`] each.
+    /// How many small files `samples/class-<class>/<number>.pgm`, of up to [`Dataset::small_bytes`] each.
     pub small: usize,
     /// The size of the largest small file; they vary from a quarter of it.
     pub small_bytes: u64,
@@ -72,11 +71,11 @@ impl Dataset {
 
     /// Paths and sizes of all files.
     pub fn files(&self) -> Vec<(String, u64)> {
-        let shards = self.shards.iter().enumerate().map(|(i, size)| (format!("shards/shard-{i:05}.tar"), *size));
+        let shards = self.shards.iter().enumerate().map(|(i, size)| (format!("shards/shard-{i:05}.rec"), *size));
         let small = (0..self.small).map(|i| {
             let quarter = self.small_bytes / 4;
             let size = quarter + content::mix(self.seed ^ i as u64) % (self.small_bytes - quarter + 1);
-            (format!("samples/class-{:02}/{i:06}.jpg", i % 20), size)
+            (format!("samples/class-{:02}/{i:06}.pgm", i as u64 % picture::CLASSES), size)
         });
         let odd = ODD_NAMES.iter().filter(|_| self.odd_names).enumerate().map(|(i, path)| {
             let size = if path.ends_with("empty") { 0 } else { 1 + 4_099 * i as u64 };
@@ -118,15 +117,11 @@ impl Dataset {
         let name = target.file_name().context("name of a file")?.to_string_lossy();
         let unfinished = parent.join(format!(".unfinished {name}"));
         let mut file = File::create(&unfinished).with_context(|| format!("make {path}"))?;
-        let (mut content, mut hash, mut left) = (Content::new(self.seed, path), Sha256::new(), size);
-        let mut block = vec![0_u8; 1 << 20];
-        while left > 0 {
-            let part = &mut block[..usize::try_from(left.min(MIB))?];
-            content.fill(part);
-            hash.update(&*part);
-            file.write_all(part).with_context(|| format!("write {path}"))?;
-            left -= part.len() as u64;
-        }
+        let mut hash = Sha256::new();
+        content::generate(self.seed, path, size, |part| {
+            hash.update(part);
+            file.write_all(part).with_context(|| format!("write {path}"))
+        })?;
         let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         // Any 32 hex digits that change with the content do for an ETag; S3 does not promise an MD5 either.
         let etag = format!("\"{}\"", &sha256[..32]);

@@ -3,7 +3,7 @@
 //! ```text
 //! ${LARDER_CACHE:-~/.cache/larder}/
 //!   go/<module>-<key>/<program>       built from e2e/tools/<module>/go.mod; key = hash of go.mod, go.sum and flags
-//!   debian/<key>/{host,image,busybox} unpacked .deb files of e2e/tools/debian.lock; key = hash of that file
+//!   debian/<group>-<key>/             unpacked .deb files of e2e/tools/debian.lock; key = hash of the group's lines
 //!   runtime, bin/<program>            links to the current ones, for scripts
 //! ```
 //!
@@ -58,7 +58,7 @@ impl Wanted {
 #[derive(Clone)]
 pub struct Tools {
     cache: PathBuf,
-    debian: PathBuf,
+    debian: debian::Lock,
 }
 
 impl Tools {
@@ -73,8 +73,7 @@ impl Tools {
             _ => bail!("neither LARDER_CACHE nor HOME is set, so there is no place for the tools"),
         };
         let cache = std::path::absolute(&cache).context("make the cache's path absolute")?;
-        let debian = cache.join("debian").join(debian::key()?);
-        Ok(Self { cache, debian })
+        Ok(Self { cache, debian: debian::Lock::read()? })
     }
 
     /// Installs what is missing; says nothing if nothing is.
@@ -105,7 +104,7 @@ impl Tools {
             if builds > 4 { " (once; about 12 minutes on 2 cores)" } else { "" }
         ));
         if debian {
-            debian::install(&tools.cache, &tools.debian)?;
+            tools.debian.install(&tools.cache)?;
         }
         for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             go::install(&tools.cache, program)?;
@@ -134,13 +133,13 @@ impl Tools {
         Ok(())
     }
 
-    /// Whether the Debian part is missing, and how many Go programs.
+    /// Whether anything of the Debian part is missing, and how many Go programs.
     fn missing(&self, wanted: Wanted) -> Result<(bool, usize)> {
         let mut builds = 0;
         for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             builds += usize::from(!go::path(&self.cache, program)?.exists());
         }
-        Ok((wanted != Wanted::Checks && !self.debian.exists(), builds))
+        Ok((wanted != Wanted::Checks && !self.debian.missing(&self.cache).is_empty(), builds))
     }
 
     /// A program built from Go, by name.
@@ -176,17 +175,22 @@ impl Tools {
 
     /// The unpacked Debian packages that run on this machine.
     pub fn host_root(&self) -> PathBuf {
-        self.debian.join("host")
+        self.debian.folder(&self.cache, "host")
     }
 
     /// The unpacked Debian packages that container images carry: libc6, libgcc-s1, ca-certificates.
     pub fn image_root(&self) -> PathBuf {
-        self.debian.join("image")
+        self.debian.folder(&self.cache, "image")
     }
 
     /// The statically linked busybox.
     pub fn busybox(&self) -> PathBuf {
-        self.debian.join("busybox/bin/busybox")
+        self.debian.folder(&self.cache, "busybox").join("bin/busybox")
+    }
+
+    /// The unpacked Debian packages of the training image: Python and numpy with all they load.
+    pub fn training_root(&self) -> PathBuf {
+        self.debian.folder(&self.cache, "training")
     }
 
     /// Every Go program with its path.

@@ -168,9 +168,9 @@ pub(super) fn origin_serves_objects_and_counts_them(lab: &Lab) -> Result<()> {
     ensure!(put.starts_with("HTTP/1.1 200"), "PUT: {put}");
     let got = s3.request("GET", "smoke", "put/by hand.txt", &[])?;
     ensure!(got.ends_with("\r\n\r\nhello"), "GET: {got}");
-    let of_file = s3.request("HEAD", "smoke", "shards/shard-00000.tar", &[])?;
+    let of_file = s3.request("HEAD", "smoke", "shards/shard-00000.rec", &[])?;
     ensure!(
-        of_file.contains(&format!("\"{}\"", &manifest["shards/shard-00000.tar"].sha256[..32])),
+        of_file.contains(&format!("\"{}\"", &manifest["shards/shard-00000.rec"].sha256[..32])),
         "HEAD has another ETag: {of_file}"
     );
     let stored = fs::read(folder.join("put/by hand.txt")).context("read what was put")?;

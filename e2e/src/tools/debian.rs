@@ -1,7 +1,7 @@
 //! Programs and libraries from Debian packages: downloaded and unpacked, never installed.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,25 +11,77 @@ use crate::process::Run as _;
 use crate::report::{say, step};
 
 /// One line of `debian.lock`.
+#[derive(Clone)]
 struct Pin {
     group: String,
     package: String,
     version: String,
 }
 
-const GROUPS: [&str; 3] = ["host", "image", "busybox"];
+/// The groups of `debian.lock`.
+const GROUPS: [&str; 4] = ["host", "image", "busybox", "training"];
 const TRIES: u32 = 3;
 
-fn lock_file() -> Result<String> {
-    std::fs::read_to_string(crate_folder().join("tools/debian.lock")).context("read e2e/tools/debian.lock")
+/// What `debian.lock` says.
+#[derive(Clone)]
+pub(super) struct Lock {
+    release: String,
+    pins: Vec<Pin>,
 }
 
-/// Names the unpacked set in the cache.
-pub(super) fn key() -> Result<String> {
-    Ok(short_digest(&[lock_file()?.as_bytes()]))
+impl Lock {
+    pub(super) fn read() -> Result<Self> {
+        parse(&std::fs::read_to_string(crate_folder().join("tools/debian.lock")).context("read e2e/tools/debian.lock")?)
+    }
+
+    fn group<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Pin> {
+        self.pins.iter().filter(move |pin| pin.group == group)
+    }
+
+    /// Where a group's packages are unpacked. Named by its pins, so that a change of one group leaves the others alone.
+    pub(super) fn folder(&self, cache: &Path, group: &str) -> PathBuf {
+        let pins: String = self.group(group).map(|pin| format!("{} {}\n", pin.package, pin.version)).collect();
+        let key = short_digest(&[self.release.as_bytes(), pins.as_bytes()]);
+        cache.join("debian").join(format!("{group}-{key}"))
+    }
+
+    /// The groups that are not there yet.
+    pub(super) fn missing(&self, cache: &Path) -> Vec<&'static str> {
+        GROUPS.into_iter().filter(|group| !self.folder(cache, group).exists()).collect()
+    }
+
+    /// Fetches and unpacks what is missing, each group renamed into place as a whole.
+    pub(super) fn install(&self, cache: &Path) -> Result<()> {
+        check_release(&self.release)?;
+        let apt = Apt::new(cache)?;
+        step("fetching Debian's package lists", || apt.update())?;
+        for group in self.missing(cache) {
+            self.install_group(cache, &apt, group)?;
+        }
+        Ok(())
+    }
+
+    fn install_group(&self, cache: &Path, apt: &Apt, group: &str) -> Result<()> {
+        let unfinished = cache.join("debian/unfinished");
+        let _ = std::fs::remove_dir_all(&unfinished);
+        let (packages, root) = (unfinished.join("packages"), unfinished.join("root"));
+        std::fs::create_dir_all(&packages).with_context(|| format!("make {}", packages.display()))?;
+        let pins: Vec<&Pin> = self.group(group).collect();
+        step(&format!("fetching {} Debian packages ({group})", pins.len()), || {
+            apt.download(&packages, &apt.available(&pins)?)
+        })?;
+        step(&format!("unpacking Debian packages ({group})"), || {
+            for package in std::fs::read_dir(&packages).context("list packages")? {
+                Command::new("dpkg-deb").arg("-x").arg(package.context("list packages")?.path()).arg(&root).run()?;
+            }
+            Ok(())
+        })?;
+        std::fs::rename(&root, self.folder(cache, group)).context("put Debian packages in place")?;
+        std::fs::remove_dir_all(&unfinished).context("remove the fetched packages")
+    }
 }
 
-fn parse(text: &str) -> Result<(String, Vec<Pin>)> {
+fn parse(text: &str) -> Result<Lock> {
     let (mut release, mut pins) = (String::new(), Vec::new());
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -41,40 +93,7 @@ fn parse(text: &str) -> Result<(String, Vec<Pin>)> {
             _ => bail!("e2e/tools/debian.lock: do not understand `{line}`"),
         }
     }
-    Ok((release, pins))
-}
-
-/// Fetches and unpacks everything, then renames the whole into place.
-pub(super) fn install(cache: &Path, target: &Path) -> Result<()> {
-    let (release, pins) = parse(&lock_file()?)?;
-    check_release(&release)?;
-    let apt = Apt::new(cache)?;
-    let unfinished = cache.join("debian/unfinished");
-    let _ = std::fs::remove_dir_all(&unfinished);
-    let packages = unfinished.join("packages");
-    std::fs::create_dir_all(&packages).with_context(|| format!("make {}", packages.display()))?;
-    say(format!("  fetching {} Debian packages", pins.len()));
-    step("fetching Debian's package lists", || apt.update())?;
-    step("fetching Debian packages", || {
-        for group in GROUPS {
-            let pins: Vec<&Pin> = pins.iter().filter(|pin| pin.group == group).collect();
-            let folder = packages.join(group);
-            std::fs::create_dir_all(&folder).context("make a folder for packages")?;
-            apt.download(&folder, &apt.available(&pins)?)?;
-        }
-        Ok(())
-    })?;
-    step("unpacking Debian packages", || {
-        for group in GROUPS {
-            let root = unfinished.join(group);
-            for package in std::fs::read_dir(packages.join(group)).context("list packages")? {
-                Command::new("dpkg-deb").arg("-x").arg(package.context("list packages")?.path()).arg(&root).run()?;
-            }
-        }
-        Ok(())
-    })?;
-    std::fs::remove_dir_all(&packages).context("remove the fetched packages")?;
-    std::fs::rename(&unfinished, target).context("put the Debian packages in place")
+    Ok(Lock { release, pins })
 }
 
 fn check_release(release: &str) -> Result<()> {
@@ -174,9 +193,18 @@ mod tests {
 
     #[test]
     fn the_lock_file_of_this_repository_is_understood() {
-        let (release, pins) = parse(&lock_file().unwrap()).unwrap();
-        assert_eq!(release, "bookworm");
-        assert!(GROUPS.iter().all(|group| pins.iter().any(|pin| pin.group == *group)));
+        let lock = Lock::read().unwrap();
+        assert_eq!(lock.release, "bookworm");
+        assert!(GROUPS.iter().all(|group| lock.group(group).next().is_some()));
+    }
+
+    #[test]
+    fn a_changed_pin_moves_its_own_group_only() {
+        let before = parse("release bookworm\nhost a 1\nimage b 1\n").unwrap();
+        let after = parse("release bookworm\nhost a 1\nimage b 2\n").unwrap();
+        let folders = |group| [&before, &after].map(|lock| lock.folder(Path::new("/c"), group));
+        assert_eq!(folders("host")[0], folders("host")[1]);
+        assert_ne!(folders("image")[0], folders("image")[1]);
     }
 
     #[test]
