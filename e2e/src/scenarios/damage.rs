@@ -50,7 +50,7 @@ fn with_dataset(lab: &Lab, test: impl FnOnce(&Named<'_>, &Manifest, &str) -> Res
     let uid = object["metadata"]["uid"].as_str().context("the dataset has no uid")?;
     let outcome = test(&named, &manifest, uid);
     // Also after a failure: the next test uses the same names.
-    let removed = Training::remove(&named, WAIT).and_then(|()| named.remove(WAIT));
+    let removed = samples::remove(&named, WAIT);
     outcome.and(removed)
 }
 

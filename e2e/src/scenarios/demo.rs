@@ -54,10 +54,7 @@ pub fn demo(lab: &Lab, keep: bool) -> Result<()> {
 }
 
 fn remove(named: &Named<'_>, timeout: Duration) -> Result<()> {
-    step("job and dataset deleted, nothing left", || {
-        Training::remove(named, timeout)?;
-        named.remove(timeout)
-    })
+    step("job and dataset deleted, nothing left", || samples::remove(named, timeout))
 }
 
 fn show(named: &Named<'_>, show: &Show) -> Result<()> {

@@ -1,8 +1,11 @@
 //! `manifests/samples/`, applied as they are but for what every user has to fill in.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::larder::Named;
+use super::training::Training;
 use crate::dataset::Manifest;
 use crate::s3::{ACCESS_KEY, REGION, SECRET_KEY};
 use crate::tools::repository;
@@ -48,6 +51,14 @@ fn replaced(text: &str, replacements: &[Replacement<'_>]) -> Result<String> {
         ensure!(found == 1, "`{old}` is there {found} times");
         Ok(text.replace(old, new))
     })
+}
+
+/// Takes the job, the dataset and their namespace away.
+pub(super) fn remove(named: &Named<'_>, timeout: Duration) -> Result<()> {
+    Training::remove(named, timeout)?;
+    named.remove_but_namespace(timeout)?;
+    // To the end: another test may be about to make it again.
+    named.lab.cluster.delete_and_wait("namespaces", None, NAMESPACE, timeout)
 }
 
 /// Adds a ConfigMap with one file, from the run's folder: the text may be longer than a command line.
