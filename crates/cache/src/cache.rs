@@ -300,15 +300,25 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         }
     }
 
-    /// Unlinks all complete files but those to keep; who has one open goes on reading it. Gives how many went.
+    /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
+    /// it. Gives how many went.
     ///
     /// # Errors
     /// The disk's; what was not unlinked then is found by the scan at the next start.
     pub async fn retain(&self, keep: impl Fn(&ObjectKey) -> bool) -> Result<u64, CacheError> {
-        let unwanted = self.inner.index.lock().forget_unwanted(keep);
+        let (unwanted, idle) = {
+            let mut index = self.inner.index.lock();
+            (index.forget_unwanted(&keep), index.drop_idle(&keep))
+        };
         let inner = Arc::clone(&self.inner);
         blocking("unlink files in", &self.inner.dir, move || {
-            let count = unwanted.len() as u64;
+            // Before the index knows: another fill of the same object may begin then, with a file of the same name.
+            idle.iter().for_each(|fill| fill::abandon(&inner.dir, &fill.key));
+            {
+                let mut index = inner.index.lock();
+                idle.iter().for_each(|fill| index.end(fill, false));
+            }
+            let count = (unwanted.len() + idle.len()) as u64;
             unwanted.iter().try_for_each(|key| unlink(&scan::data(&inner.dir, key))).map(|()| count)
         })
         .await

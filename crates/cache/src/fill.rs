@@ -8,7 +8,10 @@ use std::{
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 use tokio::sync::watch;
 
@@ -31,6 +34,8 @@ pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub chunks: Mutex<Vec<Chunk<E>>>,
     /// Chunks on the disk.
     pub present: AtomicU64,
+    /// Its file was unlinked to make room. Who reads from it goes on; it never becomes a complete file.
+    pub dropped: AtomicBool,
     /// How it ended.
     pub ended: watch::Sender<Option<Result<(), CacheError>>>,
 }
@@ -38,13 +43,31 @@ pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
     pub fn new(key: ObjectKey, size: u64, start: Start) -> Self {
         let chunks = (0..chunks(size)).map(|_| Chunk::Missing).collect();
-        Self { key, size, start, chunks: Mutex::new(chunks), present: AtomicU64::new(0), ended: watch::Sender::new(None) }
+        Self {
+            key,
+            size,
+            start,
+            chunks: Mutex::new(chunks),
+            present: AtomicU64::new(0),
+            dropped: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
+        }
     }
 
     /// All on the disk already?
     pub fn has(&self, wanted: std::ops::Range<u64>) -> bool {
         let chunks = self.chunks.lock();
         wanted.into_iter().all(|n| matches!(chunks[n as usize], Chunk::Present(_)))
+    }
+
+    /// Marks it as dropped, if it is not whole and nobody works on it.
+    pub fn drop_if_idle(&self) -> bool {
+        let chunks = self.chunks.lock();
+        let idle = chunks.iter().any(|c| matches!(c, Chunk::Missing)) && !chunks.iter().any(|c| matches!(c, Chunk::Flying(_)));
+        if idle {
+            self.dropped.store(true, Ordering::Release);
+        }
+        idle
     }
 
     /// The sidecar, if every chunk is on the disk.

@@ -81,6 +81,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         unwanted
     }
 
+    /// Marks the fills that are not to be kept and that nobody works on as dropped.
+    pub fn drop_idle(&self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<Arc<Fill<E>>> {
+        self.fills.values().filter(|f| !keep(&f.key) && f.drop_if_idle()).cloned().collect()
+    }
+
     pub fn clear(&mut self) {
         self.complete.clear();
         self.fills.clear();

@@ -114,6 +114,11 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
 }
 
 async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
+    if fill.dropped.load(Ordering::Acquire) {
+        let path = fill::path(&inner.dir, &fill.key);
+        fill.ended.send_replace(Some(Err(CacheError::disk("keep", path)(io::Error::other("it was dropped to make room")))));
+        return;
+    }
     let (Ok(file), Some(sidecar)) = (fill.start.clone().await, fill.sidecar()) else { return };
     let (dir, key) = (inner.dir.clone(), fill.key);
     let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &file, &sidecar)).await;

@@ -279,3 +279,34 @@ async fn what_is_not_kept_is_unlinked_and_frees_its_quota() {
     assert_eq!(files(dir.path()).len(), 2);
     assert_eq!(pread(&held, &(0..10)).unwrap(), content(0..10));
 }
+
+#[tokio::test]
+async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (count, size) = (Arc::new(AtomicU64::new(0)), 2 * CHUNK + 5);
+    let cache = Cache::open(dir.path(), Options { floor: NO_FLOOR, quota: size, ..Options::default() }).unwrap();
+    cache.read_range(&key(1), size, 0..9, counted(&count)).await.unwrap();
+    let slow = |range: Range<u64>| -> Fetched {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(content(range))
+        })
+    };
+    let full = cache.fill(&key(2), size, 1, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
+    // Not while someone waits for it.
+    let reader = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.read_range(&key(1), size, CHUNK..CHUNK + 9, slow).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(cache.retain(|_| false).await.unwrap(), 0);
+    assert_eq!(reader.await.unwrap().unwrap(), content(CHUNK..CHUNK + 9));
+    // Nor when it is of use.
+    assert_eq!(cache.retain(|k| *k == key(1)).await.unwrap(), 0);
+
+    assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
+    assert_eq!((cache.usage(), files(dir.path())), (Usage::default(), vec![]));
+    cache.fill(&key(2), size, 2, counted(&count)).await.unwrap();
+    assert_eq!(cache.read_range(&key(2), size, 0..size, never).await.unwrap(), content(0..size));
+}
