@@ -37,6 +37,7 @@ use serde_json::Value;
 pub use api::{Api, path_of};
 pub use dump::DUMP;
 pub use gpus::GPUS;
+pub use kubectl::phase;
 pub use network::{GATEWAY, Host};
 pub use node::{Node, Process};
 pub use spec::{ClusterSpec, NodeKind, NodeSpec};

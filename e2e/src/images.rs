@@ -82,4 +82,3 @@ fn base(unfinished: &Path) -> Result<Layer> {
     layer.text("etc/group", "root:x:0:\n")?;
     Ok(layer)
 }
-

@@ -2,16 +2,20 @@
 
 mod bad_input;
 mod cluster;
+mod damage;
 mod datasets;
-mod first_light;
+mod demo;
 mod install;
 mod larder;
+mod samples;
+mod script;
+mod training;
 
 use std::time::Duration;
 
 use crate::suite::Test;
 
-pub use first_light::demo;
+pub use demo::demo;
 
 /// Limit of tests that wait for back-offs.
 const LONG: Duration = Duration::from_secs(600);
@@ -23,7 +27,16 @@ pub const ALL: &[Test] = &[
     Test::new("cluster_restarts_a_killed_container", cluster::restarts_a_killed_container).without_larder(),
     Test::new("cluster_survives_a_kubelet_restart", cluster::survives_a_kubelet_restart).without_larder(),
     Test::new("origin_serves_objects_and_counts_them", cluster::origin_serves_objects_and_counts_them).without_larder(),
-    Test::new("first_light", first_light::first_light).within(Duration::from_secs(400)),
+    Test::new("the_training_script_tells_right_from_wrong", script::the_training_script_tells_right_from_wrong)
+        .without_larder(),
+    Test::new("first_light", demo::first_light).within(Duration::from_secs(400)),
+    Test::new(
+        "a_training_job_notices_a_byte_that_changed_on_a_disk",
+        damage::a_training_job_notices_a_byte_that_changed_on_a_disk,
+    )
+    .within(LONG),
+    Test::new("a_training_job_notices_a_file_that_is_not_there", damage::a_training_job_notices_a_file_that_is_not_there)
+        .within(LONG),
     Test::new(
         "datasets_live_beside_each_other_also_with_the_same_name",
         datasets::datasets_live_beside_each_other_also_with_the_same_name,
