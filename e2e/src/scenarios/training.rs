@@ -137,7 +137,7 @@ impl<'a> Training<'a> {
                 match lines.into_iter().find(&wanted) {
                     Some(line) => found.push(line),
                     None if failed => return Ok(Err(anyhow!("the training on {node} failed:\n{}", end_of(&log, 15)))),
-                    None => bail!("not yet on {node}"),
+                    None => bail!("{pod} on {node} is not there yet"),
                 }
             }
             Ok(Ok(found))

@@ -90,10 +90,10 @@ impl Report<'_> {
 
     fn print_daemons(&self) {
         let mut peaks: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-        let mut idle: BTreeMap<&str, f64> = BTreeMap::new();
+        let mut idle: BTreeMap<&str, Vec<&Daemon>> = BTreeMap::new();
         for daemon in self.daemons {
             peaks.entry(&daemon.name).or_default().push(daemon.peak);
-            *idle.entry(&daemon.node).or_default() += daemon.idle;
+            idle.entry(&daemon.node).or_default().push(daemon);
         }
         let over = |over: bool| if over { " OVER BUDGET" } else { "" };
         let peaks = peaks.iter().map(|(name, peaks)| {
@@ -102,7 +102,13 @@ impl Report<'_> {
             format!("{name} {}{}", each.join(" "), over(most > MEMORY_BUDGET))
         });
         line("memory", &format!("peak MiB of each daemon: {} (budget {})", join(peaks), MEMORY_BUDGET >> 20));
-        let idle = idle.iter().map(|(node, used)| format!("{node} {:.1} %{}", 100.0 * used, over(*used >= IDLE_BUDGET)));
+        let idle = idle.iter().map(|(node, daemons)| {
+            let used: f64 = daemons.iter().map(|daemon| daemon.idle).sum();
+            let most =
+                daemons.iter().max_by(|one, other| one.idle.total_cmp(&other.idle)).map_or("", |daemon| daemon.name.as_str());
+            let most = if used >= IDLE_BUDGET { format!(", mostly {most}") } else { String::new() };
+            format!("{node} {:.1} %{}{most}", 100.0 * used, over(used >= IDLE_BUDGET))
+        });
         line("idle", &format!("of a core, all daemons of a node: {} (budget 1 %)", join(idle)));
     }
 }
