@@ -28,12 +28,12 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{net::UnixStream, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 
@@ -123,9 +123,16 @@ impl Lab {
         self.node().await.node_publish_volume(self.request(target)).await.map(drop)
     }
 
+    /// As the kubelet does it: what is unavailable on a busy machine is asked for again.
     pub async fn publish_at(&self, pod: &str) -> PathBuf {
         let target = self.target(pod);
-        self.publish(&target).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.publish(&target).await {
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {}
+                outcome => break outcome.unwrap(),
+            }
+        }
         target
     }
 
