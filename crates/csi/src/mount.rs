@@ -72,15 +72,14 @@ pub(crate) fn new_superblock(layout: &Layout, identity: &str) -> Result<OwnedFd,
 /// ENOTCONN, and nobody can ever serve it.
 pub(crate) fn ensure_shroud(layout: &Layout) -> Result<(), MountError> {
     let path = layout.shroud();
-    if !top(&path)?.is_some_and(|m| is_identity(&m, SHROUD)) {
-        make_folder(&path)?;
-        let fuse = device::open()?;
-        device::mount(fuse.as_fd(), &path, SHROUD)?;
-        drop(fuse);
+    if top(&path)?.is_some_and(|m| is_identity(&m, SHROUD)) {
+        return Ok(());
     }
-    // Bind mounts of a shared mount are its peers: what covers one of them would cover the shroud itself and all the others.
-    mount(None::<&str>, &path, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
-        .map_err(|e| MountError::Private { path, source: e.into() })
+    make_folder(&path)?;
+    let fuse = device::open()?;
+    device::mount(fuse.as_fd(), &path, SHROUD)?;
+    drop(fuse);
+    Ok(())
 }
 
 /// Makes the target folder, that nobody but root can enter, and covers it: first with the shroud, then with the superblock.
@@ -91,7 +90,11 @@ pub(crate) fn cover(layout: &Layout, identity: &str, target: &Path) -> Result<()
     bind(&layout.superblock(identity), target)
 }
 
+/// Bind mounts of a shared mount are its peers: what covers one of them covers it and all the others. So it must be private;
+/// each bind mount then has peers only where its target shows.
 fn bind(from: &Path, to: &Path) -> Result<(), MountError> {
+    mount(None::<&str>, from, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|e| MountError::Private { path: from.to_owned(), source: e.into() })?;
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|e| MountError::Bind {
         from: from.to_owned(),
         to: to.to_owned(),
