@@ -34,8 +34,8 @@ impl OwnRun {
             .args(["--pdeathsig", "KILL"])
             .arg(this_program()?)
             .args(arguments)
-            // Enough for peers, and two of them at once are no burden.
-            .env("NODES", "2")
+            // The operator needs a node without GPUs, whatever the caller's own cluster has.
+            .env("NODES", "3")
             .start(&output)?;
         let id = id_of(child.id()).context("read the start time of a run")?;
         Ok(Self { run: RunDir::of(&id), child, output })
