@@ -30,8 +30,13 @@ impl OwnRun {
         let output = repository().join("target/e2e").join(format!("{name}.log"));
         let _ = fs::remove_file(&output);
         // `setpriv` becomes the program: same process, same start time.
-        let child =
-            Command::new("setpriv").args(["--pdeathsig", "KILL"]).arg(this_program()?).args(arguments).start(&output)?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(this_program()?)
+            .args(arguments)
+            // The operator needs a node without GPUs, whatever the caller's own cluster has.
+            .env("NODES", "3")
+            .start(&output)?;
         let id = id_of(child.id()).context("read the start time of a run")?;
         Ok(Self { run: RunDir::of(&id), child, output })
     }
