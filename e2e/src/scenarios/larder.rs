@@ -160,7 +160,11 @@ spec:
         let started = Instant::now();
         let pod = reader_name(node);
         self.lab.cluster.wait_succeeded(self.namespace, &pod, timeout)?;
-        let log = self.lab.cluster.logs(self.namespace, &pod, None)?;
+        // The API server may first have to notice that its connection to a kubelet that has started again is dead.
+        let log = self
+            .lab
+            .cluster
+            .wait_until("a reader's log", Duration::from_secs(30), || self.lab.cluster.logs(self.namespace, &pod, None))?;
         let sums: BTreeMap<_, _> = dataset::parse_sums(&log, "/data")?;
         dataset::compare(manifest, &sums).with_context(|| format!("what the pod on {} read", node.name()))?;
         Ok(started.elapsed())
