@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// Body bytes received from the origin, retries included.
@@ -84,6 +85,9 @@ impl Trace {
 /// Longest answer that is held in memory whole: a page of 1000 keys of 1 KiB, escaped at its worst, with room.
 const ANSWER: usize = 16 << 20;
 
+/// Longest wait for DNS when it is in doubt: a few times what a healthy one takes.
+const LOOKUP: Duration = Duration::from_secs(3);
+
 #[derive(Debug)]
 pub(super) struct Connector {
     received: Arc<Received>,
@@ -126,7 +130,20 @@ impl Service {
     async fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let trace = request.extensions().get::<Trace>().cloned().unwrap_or_default();
         let listing = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "list-type=2"));
-        let response = self.inner.execute(request).await.inspect_err(|e| trace.failed(e))?;
+        let host = request.uri().host().map(|host| (host.to_owned(), request.uri().port_u16().unwrap_or(443)));
+        let response = match self.inner.execute(request).await {
+            Ok(response) => response,
+            Err(e) => {
+                trace.failed(&e);
+                // The client gives a whole connection less time than a resolver takes to give up on DNS that does not answer.
+                if let Some((host, port)) = host.filter(|_| e.kind() == HttpErrorKind::Timeout)
+                    && !has_address(&host, port).await
+                {
+                    trace.set(Ending::NoAnswer(e.kind(), Failing::Dns, e.to_string()));
+                }
+                return Err(e);
+            }
+        };
         let status = response.status();
         if !status.is_success() {
             return self.refused(response, &trace).await;
@@ -194,6 +211,14 @@ fn region(headers: &HeaderMap) -> Option<String> {
     headers.get("x-amz-bucket-region")?.to_str().ok().map(str::to_owned)
 }
 
+/// Whether the resolver knows an address for the name, and says so in time.
+async fn has_address(host: &str, port: u16) -> bool {
+    // In URIs, not for resolvers.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, port))).await;
+    found.is_ok_and(|known| known.is_ok_and(|mut addresses| addresses.next().is_some()))
+}
+
 /// Follows the chain of causes down to what failed; its last text says most.
 fn look(error: &HttpError) -> (Failing, String) {
     let mut failing = Failing::Other;
@@ -223,5 +248,18 @@ fn look_at_tls(mut cause: &(dyn std::error::Error + 'static)) -> Option<Failing>
         }
         rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_) => Some(Failing::Tls),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_told_from_one_that_has_some() {
+        assert!(has_address("127.0.0.1", 9000).await);
+        assert!(has_address("[::1]", 9000).await);
+        // Whether DNS says no or nothing at all.
+        assert!(!has_address("no-such-host.invalid", 9000).await);
     }
 }
