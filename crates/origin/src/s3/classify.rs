@@ -36,9 +36,10 @@ pub(super) fn error(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, f
     let e = |reason, text: String| Error::new(reason, format!("{what}: {text}"));
     match ending {
         Some(Ending::Answer { status, code, region }) => answer(s, action, *status, code, region.as_deref()),
-        Some(Ending::NoAnswer(_, Failing::Dns, _)) => {
-            e(Reason::DnsFailed, "the endpoint's name has no address; check source.endpoint and the cluster's DNS".into())
-        }
+        Some(Ending::NoAnswer(_, Failing::Dns, _)) => e(
+            Reason::DnsFailed,
+            "the endpoint's name has no address, or DNS does not answer; check source.endpoint and the cluster's DNS".into(),
+        ),
         Some(Ending::NoAnswer(_, Failing::Expired, text)) => e(
             Reason::TlsExpired,
             format!("the endpoint's certificate is expired or not valid yet ({text}); renew it, or set the clock of this node"),

@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// Body bytes received from the origin, retries included.
@@ -79,7 +80,26 @@ impl Trace {
         let (failing, text) = look(error);
         self.set(Ending::NoAnswer(error.kind(), failing, text));
     }
+
+    /// The time for a connection covers looking the name up. So when it is over nobody has said which of both took it.
+    async fn failed_to_reach(&self, error: &HttpError, host: &str) {
+        let (mut failing, text) = look(error);
+        if failing == Failing::Other && error.kind() == HttpErrorKind::Timeout && !has_address(host).await {
+            failing = Failing::Dns;
+        }
+        self.set(Ending::NoAnswer(error.kind(), failing, text));
+    }
 }
+
+/// Whether DNS knows the name, and says so in reasonable time.
+async fn has_address(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let lookup = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, 0)));
+    lookup.await.is_ok_and(|answer| answer.is_ok_and(|mut addresses| addresses.next().is_some()))
+}
+
+/// A name server that is well answers in milliseconds.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest answer that is held in memory whole: a page of 1000 keys of 1 KiB, escaped at its worst, with room.
 const ANSWER: usize = 16 << 20;
@@ -126,7 +146,14 @@ impl Service {
     async fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let trace = request.extensions().get::<Trace>().cloned().unwrap_or_default();
         let listing = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "list-type=2"));
-        let response = self.inner.execute(request).await.inspect_err(|e| trace.failed(e))?;
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let response = match self.inner.execute(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                trace.failed_to_reach(&error, &host).await;
+                return Err(error);
+            }
+        };
         let status = response.status();
         if !status.is_success() {
             return self.refused(response, &trace).await;
@@ -223,5 +250,19 @@ fn look_at_tls(mut cause: &(dyn std::error::Error + 'static)) -> Option<Failing>
         }
         rustls::Error::InvalidCertificate(_) | rustls::Error::InvalidCertRevocationList(_) => Some(Failing::Tls),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_that_dns_does_not_know_have_no_address() {
+        for (host, expected) in
+            [("localhost", true), ("127.0.0.1", true), ("[::1]", true), ("no-such-host.invalid", false), ("", false)]
+        {
+            assert_eq!(has_address(host).await, expected, "{host}");
+        }
     }
 }
