@@ -181,11 +181,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts it again after [`Cluster::stop_dns`].
+    /// Starts it again after [`Cluster::stop_dns`], or anew.
     ///
     /// # Errors
     /// It did not start.
     pub fn start_dns(&self) -> Result<()> {
+        self.stop_dns()?;
         let dns = control_plane::start_dns(&self.run, &self.tools)?;
         self.components.lock().map_err(|_| poisoned())?.push(dns);
         Ok(())

@@ -80,13 +80,29 @@ impl Trace {
         let (failing, text) = look(error);
         self.set(Ending::NoAnswer(error.kind(), failing, text));
     }
+
+    /// The time for a connection covers looking the name up. So when it is over nobody has said which of both took it.
+    async fn failed_to_reach(&self, error: &HttpError, host: &str) {
+        let (mut failing, text) = look(error);
+        if failing == Failing::Other && error.kind() == HttpErrorKind::Timeout && !has_address(host).await {
+            failing = Failing::Dns;
+        }
+        self.set(Ending::NoAnswer(error.kind(), failing, text));
+    }
 }
+
+/// Whether DNS knows the name, and says so in reasonable time.
+async fn has_address(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let lookup = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, 0)));
+    lookup.await.is_ok_and(|answer| answer.is_ok_and(|mut addresses| addresses.next().is_some()))
+}
+
+/// A name server that is well answers in milliseconds.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest answer that is held in memory whole: a page of 1000 keys of 1 KiB, escaped at its worst, with room.
 const ANSWER: usize = 16 << 20;
-
-/// Longest wait for DNS when it is in doubt: a few times what a healthy one takes.
-const LOOKUP: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -130,18 +146,12 @@ impl Service {
     async fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let trace = request.extensions().get::<Trace>().cloned().unwrap_or_default();
         let listing = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "list-type=2"));
-        let host = request.uri().host().map(|host| (host.to_owned(), request.uri().port_u16().unwrap_or(443)));
+        let host = request.uri().host().unwrap_or_default().to_owned();
         let response = match self.inner.execute(request).await {
             Ok(response) => response,
-            Err(e) => {
-                trace.failed(&e);
-                // The client gives a whole connection less time than a resolver takes to give up on DNS that does not answer.
-                if let Some((host, port)) = host.filter(|_| e.kind() == HttpErrorKind::Timeout)
-                    && !has_address(&host, port).await
-                {
-                    trace.set(Ending::NoAnswer(e.kind(), Failing::Dns, e.to_string()));
-                }
-                return Err(e);
+            Err(error) => {
+                trace.failed_to_reach(&error, &host).await;
+                return Err(error);
             }
         };
         let status = response.status();
@@ -211,14 +221,6 @@ fn region(headers: &HeaderMap) -> Option<String> {
     headers.get("x-amz-bucket-region")?.to_str().ok().map(str::to_owned)
 }
 
-/// Whether the resolver knows an address for the name, and says so in time.
-async fn has_address(host: &str, port: u16) -> bool {
-    // In URIs, not for resolvers.
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, port))).await;
-    found.is_ok_and(|known| known.is_ok_and(|mut addresses| addresses.next().is_some()))
-}
-
 /// Follows the chain of causes down to what failed; its last text says most.
 fn look(error: &HttpError) -> (Failing, String) {
     let mut failing = Failing::Other;
@@ -256,10 +258,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_name_without_an_address_is_told_from_one_that_has_some() {
-        assert!(has_address("127.0.0.1", 9000).await);
-        assert!(has_address("[::1]", 9000).await);
-        // Whether DNS says no or nothing at all.
-        assert!(!has_address("no-such-host.invalid", 9000).await);
+    async fn names_that_dns_does_not_know_have_no_address() {
+        for (host, expected) in
+            [("localhost", true), ("127.0.0.1", true), ("[::1]", true), ("no-such-host.invalid", false), ("", false)]
+        {
+            assert_eq!(has_address(host).await, expected, "{host}");
+        }
     }
 }
