@@ -1,5 +1,6 @@
 use super::*;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use tokio::sync::Notify;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -286,21 +287,28 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     let (count, size) = (Arc::new(AtomicU64::new(0)), 2 * CHUNK + 5);
     let cache = Cache::open(dir.path(), Options { floor: NO_FLOOR, quota: size, ..Options::default() }).unwrap();
     cache.read_range(&key(1), size, 0..9, counted(&count)).await.unwrap();
-    let slow = |range: Range<u64>| -> Fetched {
-        Box::pin(async move {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            Ok(content(range))
-        })
+    let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let held_up = {
+        let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+        move |range: Range<u64>| -> Fetched {
+            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+            Box::pin(async move {
+                asked.notify_one();
+                answer.notified().await;
+                Ok(content(range))
+            })
+        }
     };
     let full = cache.fill(&key(2), size, 1, never).await.unwrap_err();
     assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
     // Not while someone waits for it.
     let reader = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.read_range(&key(1), size, CHUNK..CHUNK + 9, slow).await }
+        async move { cache.read_range(&key(1), size, CHUNK..CHUNK + 9, held_up).await }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    asked.notified().await;
     assert_eq!(cache.retain(|_| false).await.unwrap(), 0);
+    answer.notify_one();
     assert_eq!(reader.await.unwrap().unwrap(), content(CHUNK..CHUNK + 9));
     // Nor when it is of use.
     assert_eq!(cache.retain(|k| *k == key(1)).await.unwrap(), 0);
