@@ -43,7 +43,7 @@ async fn read_all(cluster: &Cluster, snapshot: &str, files: &BTreeMap<String, By
     let mut sources = BTreeMap::new();
     let catalog = cluster.catalog(snapshot);
     assert_eq!(catalog.files(), files.len() as u64);
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
         let got = cluster.read(snapshot, index, 0..size).await.unwrap();
         assert!(got.bytes == files[&path], "{path}");
@@ -92,7 +92,7 @@ async fn from_an_empty_disk_to_a_preloaded_share_each_byte_leaves_the_origin_onc
     // The mounter of a node gets descriptors of what is on its disk, and the catalog.
     let catalog = cluster.catalog(&snapshot);
     let mut here = 0;
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         match a.ask(Request::Open { snapshot: snapshot.clone(), inode: index + 1 }).await {
             (Reply::File {}, Some(fd)) => {
                 let mut bytes = Vec::new();
@@ -264,7 +264,7 @@ async fn a_copy_that_rotted_on_its_disk_is_not_taken_over() {
     let last_chunks: u64 = cluster.nodes[1].status().await.origin_bytes;
     assert!(last_chunks > 0 && last_chunks <= share.bytes_total);
     let catalog = cluster.catalog(&snapshot);
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
         let got = cluster.read(&snapshot, index, 0..size).await.unwrap();
         assert!(got.node == "gpu-0" || got.bytes == files[&path], "{path}");
