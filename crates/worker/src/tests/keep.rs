@@ -38,7 +38,7 @@ async fn two_with_their_shares(server: &FakeS3, quota: u64) -> (Cluster, String,
 }
 
 fn inodes(catalog: &Catalog<File>) -> Vec<u64> {
-    catalog.file_indices().unwrap().map(|index| index.unwrap() + 1).collect()
+    catalog.file_indices().map(|index| index.unwrap() + 1).collect()
 }
 
 async fn is_here(cluster: &Cluster, node: usize, snapshot: &str, inode: u64) -> bool {

@@ -70,7 +70,7 @@ impl Room {
             let counted = tokio::task::spawn_blocking(move || {
                 let usage = worker.cache.usage();
                 let (mut all, mut here, mut missing) = (0, 0, 0);
-                for index in catalog.file_indices()? {
+                for index in catalog.file_indices() {
                     let Some(at) = locate(&catalog, index?)? else { continue };
                     all += at.size;
                     if worker.cache.contains(&at.key) {
