@@ -1,6 +1,7 @@
 //! S3 and what speaks like it, through object_store.
 
 mod classify;
+mod list;
 mod page;
 mod wire;
 
@@ -9,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use classify::Action;
 use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use larder_core::catalog::Listed;
+use list::Ask;
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, GetOptions, GetRange, ObjectStore as _, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
@@ -26,8 +28,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// Together with the waits above, a request fails within about a minute; who wants the bytes then decides anew.
 const RETRIES: usize = 4;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
-/// More keys than Amazon puts in a page; a server that never ends would fill the memory otherwise.
-const PAGE_ENDLESS: usize = 1_000_000;
 
 /// Can the object be asked for by this key? object_store has no path with empty parts, `.`, `..` or control characters.
 pub(crate) fn fetchable(key: &str) -> bool {
@@ -117,12 +117,18 @@ impl S3 {
         Ok(Self { store, source })
     }
 
-    async fn page(&self, token: Option<String>) -> Result<(Page, Option<String>), Error> {
+    async fn page(&self, ask: &Ask) -> Result<(Page, Option<String>), Error> {
         let trace = Trace::default();
         let mut extensions = http::Extensions::new();
         extensions.insert(trace.clone());
-        let options = PaginatedListOptions { page_token: token, extensions, ..PaginatedListOptions::default() };
-        let prefix = Some(self.source.prefix.as_str()).filter(|p| !p.is_empty());
+        let options = PaginatedListOptions {
+            offset: ask.after.clone(),
+            delimiter: ask.folders.then(|| "/".into()),
+            page_token: ask.token.clone(),
+            extensions,
+            ..PaginatedListOptions::default()
+        };
+        let prefix = Some(ask.prefix.as_str()).filter(|p| !p.is_empty());
         let failed = |e: &object_store::Error| classify::error(&self.source, Action::List, &trace.take(), e);
         let mut answer = self.store.list_paginated(prefix, options).await.map_err(|e| failed(&e))?;
         let page = answer.result.extensions.remove::<Page>().unwrap_or_default();
@@ -155,37 +161,17 @@ impl S3 {
     }
 }
 
-enum Next {
-    First,
-    After(String),
-    End,
-}
-
 impl Origin for S3 {
     fn uri(&self) -> &str {
         &self.source.uri
     }
 
     fn list(&self) -> BoxStream<'_, Result<Item, Error>> {
-        let pages = stream::unfold(Next::First, move |next| async move {
-            let token = match next {
-                Next::First => None,
-                Next::After(token) => Some(token),
-                Next::End => return None,
-            };
-            Some(match self.page(token).await {
-                Ok((page, Some(token))) if page.objects.len() < PAGE_ENDLESS => (Ok(page), Next::After(token)),
-                Ok((page, _)) => (Ok(page), Next::End),
-                Err(e) => (Err(e), Next::End),
-            })
+        let pages = list::all(self).map(move |page| match page {
+            Ok(objects) => stream::iter(objects).filter_map(move |o| async move { self.item(o).map(Ok) }).boxed(),
+            Err(e) => stream::iter([Err(e)]).boxed(),
         });
-        pages
-            .map(move |page| match page {
-                Ok(page) => stream::iter(page.objects).filter_map(move |o| async move { self.item(o).map(Ok) }).boxed(),
-                Err(e) => stream::iter([Err(e)]).boxed(),
-            })
-            .flatten()
-            .boxed()
+        pages.flatten().boxed()
     }
 
     fn read_range<'a>(&'a self, path: &'a str, version: &'a str, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, Error>> {
