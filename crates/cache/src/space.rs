@@ -60,7 +60,8 @@ impl Space {
         let unit = disk.fragment_size();
         let (free, floor) = (disk.blocks_available() * unit, self.floor.of(disk.blocks() * unit));
         let full = || CacheError::DiskFull { path: folder.to_owned(), need: len, free, floor };
-        if free.saturating_sub(reserving) < floor {
+        // Also with a floor of 0: a reservation that fails half-way has filled the disk of everyone else for a moment.
+        if free < reserving.saturating_add(floor) {
             return Err(full());
         }
         let signed = i64::try_from(len).map_err(|_| full())?;

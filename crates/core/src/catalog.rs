@@ -15,6 +15,8 @@
 mod build;
 mod read;
 
+use crate::checksum::crc32c;
+
 pub use build::{Builder, Listed, Skipped};
 pub use read::{Catalog, CatalogError, Entry, Kind, ReadAt};
 
@@ -31,11 +33,6 @@ const KIND_FILE: u8 = 2;
 pub const NAME_MAX: usize = 255;
 /// Longest path: what PATH_MAX leaves for it, the final NUL taken off.
 pub const PATH_MAX: usize = 4095;
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    // A 32-bit algorithm: the upper half is zero.
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
 
 /// Names a snapshot: BLAKE3 of the catalog file, 64 hex digits.
 #[must_use]

@@ -38,6 +38,7 @@ use larder_proto::control::v1::worker_server::WorkerServer;
 use larder_telemetry::Health;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU64,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -89,6 +90,9 @@ pub struct Args {
     /// Bytes in flight from the origin at the same time (64 MiB)
     #[arg(long, env = "LARDER_IN_FLIGHT_BYTES", default_value_t = 64 << 20)]
     pub in_flight_bytes: u64,
+    /// Bytes per second that are read in the background to find files that went bad on the disk (32 MiB); 0: none
+    #[arg(long, env = "LARDER_SCRUB_BYTES", default_value_t = 32 << 20)]
+    pub scrub_bytes: u64,
 }
 
 fn any(port: u16) -> SocketAddr {
@@ -127,6 +131,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir },
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
+        scrub: NonZeroU64::new(args.scrub_bytes),
         peer: larder_peer::Options::default(),
     };
     let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));

@@ -14,7 +14,7 @@ use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Received};
 use larder_peer::Roster;
 use parking_lot::Mutex;
-use std::{path::PathBuf, sync::Arc};
+use std::{num::NonZeroU64, path::PathBuf, sync::Arc};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub mounted: Mounted,
     pub floor: Floor,
     pub in_flight: u64,
+    /// Bytes a second that the scrub reads; `None`: there is no scrub.
+    pub scrub: Option<NonZeroU64>,
     pub peer: larder_peer::Options,
 }
 
@@ -46,6 +48,7 @@ pub(crate) struct Worker {
     pub folder: Folder,
     pub mounted: Mounted,
     pub cache: Cache<OriginError>,
+    pub scrub: Option<NonZeroU64>,
     pub catalogs: Catalogs,
     pub orders: watch::Sender<Option<Arc<Orders>>>,
     pub connections: Connections,
@@ -110,6 +113,7 @@ impl Worker {
             folder,
             mounted: settings.mounted,
             cache,
+            scrub: settings.scrub,
             catalogs,
             orders: watch::Sender::new(orders.map(Arc::new)),
             connections: Connections::new(),

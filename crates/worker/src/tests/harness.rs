@@ -76,6 +76,7 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
         mounted: Mounted { credentials: dir.with_file_name("credentials"), ca: dir.with_file_name("ca") },
         floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
+        scrub: None,
         peer,
     }
 }
