@@ -21,6 +21,10 @@ pub enum Reason {
     AccessDenied,
     /// There is no such bucket.
     BucketNotFound,
+    /// There is no such folder.
+    FolderNotFound,
+    /// The administrator does not allow this folder as a source.
+    FolderNotAllowed,
     /// The bucket lives in another region.
     WrongRegion,
     /// An object of the snapshot is not there any more.
@@ -46,6 +50,8 @@ impl Reason {
             Self::TlsExpired => "TlsExpired",
             Self::AccessDenied => "AccessDenied",
             Self::BucketNotFound => "BucketNotFound",
+            Self::FolderNotFound => "FolderNotFound",
+            Self::FolderNotAllowed => "FolderNotAllowed",
             Self::WrongRegion => "WrongRegion",
             Self::ObjectNotFound => "ObjectNotFound",
             Self::Changed => "Changed",

@@ -1,8 +1,8 @@
 //! The origin: where the data really lives.
 //!
 //! ```text
-//! Source (uri, endpoint, globs) + Credentials + CA ─► S3 ─┬─ list()       ─► Item::File | Item::Skipped
-//!                                                         └─ read_range() ─► bytes of exactly the listed version
+//! Source (uri, endpoint, globs) + Access ─► connect ─┬─ s3://   S3 ──────┬─ list()       ─► Item::File | Item::Skipped
+//!                                                    └─ file:// Directory ┴─ read_range() ─► bytes of exactly the listed version
 //! ```
 //!
 //! Read-only by type: there is nothing here that writes or deletes. Owns no state but connections and a counter; when the
@@ -11,21 +11,25 @@
 #![forbid(unsafe_code)]
 
 mod credentials;
+mod directory;
 mod error;
+mod received;
 mod s3;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use credentials::{Credentials, CredentialsError};
+pub use directory::{Directory, Folders};
 pub use error::{Error, Reason};
-pub use s3::{Received, S3};
+pub use received::Received;
+pub use s3::S3;
 pub use source::Source;
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use larder_core::catalog::Listed;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// What a listing brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub enum Item {
 }
 
 /// Read access to the data of one dataset.
-pub trait Origin: Send + Sync + 'static {
+pub trait Origin: std::fmt::Debug + Send + Sync + 'static {
     /// The source's URI with its prefix; part of every object key.
     fn uri(&self) -> &str;
 
@@ -53,3 +57,28 @@ pub trait Origin: Send + Sync + 'static {
     /// An object that is not of this version any more is [`Reason::Changed`].
     fn read_range<'a>(&'a self, path: &'a str, version: &'a str, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, Error>>;
 }
+
+/// What a source is reached with.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Keys of an object store.
+    pub credentials: Option<Credentials>,
+    /// PEM of the only certificates to trust; `None`: the system's.
+    pub ca: Option<Vec<u8>>,
+    /// Folders that a source may name.
+    pub folders: Folders,
+}
+
+/// The origin of a source, by the scheme of its URI. Bytes received are added to `received`.
+///
+/// # Errors
+/// A source or access that cannot be used; nothing is asked from the origin yet.
+pub fn connect(source: &Source, access: &Access, received: Arc<Received>) -> Result<Arc<dyn Origin>, Error> {
+    if source.is_folder() {
+        return Ok(Arc::new(Directory::new(source, access.folders.clone(), received)?));
+    }
+    Ok(Arc::new(S3::new(source, access.credentials.clone(), access.ca.as_deref(), received)?))
+}
+
+#[cfg(test)]
+mod conformance;

@@ -4,9 +4,7 @@ mod classify;
 mod page;
 mod wire;
 
-pub use wire::Received;
-
-use crate::{Credentials, Error, Item, Origin, Reason, Source, source::Resolved};
+use crate::{Credentials, Error, Item, Origin, Reason, Received, Source, source::Resolved};
 use bytes::{Bytes, BytesMut};
 use classify::Action;
 use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};

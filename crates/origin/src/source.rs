@@ -6,7 +6,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 /// Where the data lives, as the user wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
-    /// `s3://bucket/prefix/`; without the last `/` the prefix is taken as a folder all the same.
+    /// `s3://bucket/prefix/` or `file:///folder/`; without the last `/` it is taken as a folder all the same.
     pub uri: String,
     /// `http[s]://host[:port]`; empty: Amazon's own.
     pub endpoint: String,
@@ -50,7 +50,7 @@ impl Globs {
         self.include.as_ref().is_none_or(|g| g.is_match(path)) && !self.exclude.is_match(path)
     }
 
-    fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
+    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
         let include = if include.is_empty() { None } else { Some(set("include", include)?) };
         Ok(Self { include, exclude: set("exclude", exclude)? })
     }
@@ -70,11 +70,17 @@ fn invalid(message: String) -> Error {
 }
 
 impl Source {
+    /// Is it a folder of this machine, which needs no credentials?
+    #[must_use]
+    pub fn is_folder(&self) -> bool {
+        self.uri.starts_with("file:")
+    }
+
     pub(crate) fn resolve(&self) -> Result<Resolved, Error> {
         let uri = self.uri.as_str();
-        let rest = uri
-            .strip_prefix("s3://")
-            .ok_or_else(|| invalid(format!("source.uri {uri}: only s3://bucket/prefix/ is supported; correct the uri")))?;
+        let rest = uri.strip_prefix("s3://").ok_or_else(|| {
+            invalid(format!("source.uri {uri}: only s3://bucket/prefix/ and file:///folder/ are supported; correct the uri"))
+        })?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_bucket(bucket) {
             return Err(invalid(format!("source.uri {uri}: {bucket:?} is no bucket name; correct the uri")));

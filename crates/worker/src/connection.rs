@@ -9,7 +9,7 @@ use crate::{
     report::{Report, Topic, origin_problem, problem, reasons},
     worker::Worker,
 };
-use larder_origin::{Credentials, Error, Origin, Reason, Received, S3};
+use larder_origin::{Access, Credentials, Error, Folders, Origin, Reason, Received};
 use larder_proto::control::v1::Problem;
 use parking_lot::Mutex;
 use std::{
@@ -21,11 +21,13 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// Where Secret and CA are mounted.
+/// Where Secret, CA and folders of the host are mounted.
 #[derive(Clone, Debug)]
 pub(crate) struct Mounted {
     pub credentials: PathBuf,
     pub ca: PathBuf,
+    /// Those that the administrator allows as a source.
+    pub folders: Folders,
 }
 
 /// The key in Secret and ConfigMap that identifies their content.
@@ -45,22 +47,21 @@ pub(crate) struct Connection {
     pub source: Source,
     /// Are the mounted generations those of the orders?
     exact: bool,
-    credentials: Option<Credentials>,
-    ca: Option<Vec<u8>>,
+    access: Access,
     received: Arc<Received>,
-    origins: Mutex<HashMap<String, Arc<S3>>>,
+    origins: Mutex<HashMap<String, Arc<dyn Origin>>>,
 }
 
 impl Connection {
     /// The origin of the orders, with their globs.
-    pub fn origin(&self) -> Result<Arc<S3>, Error> {
+    pub fn origin(&self) -> Result<Arc<dyn Origin>, Error> {
         self.connect(&self.source.uri)
     }
 
     /// The origin that a snapshot was taken from; its prefix may be another than that of the orders.
     pub fn origin_of(&self, uri: &str) -> Result<Arc<dyn Origin>, Error> {
         if let Some(origin) = self.origins.lock().get(uri) {
-            return Ok(Arc::clone(origin) as _);
+            return Ok(Arc::clone(origin));
         }
         let origin = self.connect(uri)?;
         let mut origins = self.origins.lock();
@@ -71,9 +72,9 @@ impl Connection {
         Ok(origin)
     }
 
-    fn connect(&self, uri: &str) -> Result<Arc<S3>, Error> {
+    fn connect(&self, uri: &str) -> Result<Arc<dyn Origin>, Error> {
         let source = larder_origin::Source { uri: uri.to_owned(), ..self.source.to_origin() };
-        S3::new(&source, self.credentials.clone(), self.ca.as_deref(), Arc::clone(&self.received)).map(Arc::new)
+        larder_origin::connect(&source, &self.access, Arc::clone(&self.received))
     }
 }
 
@@ -161,7 +162,7 @@ async fn connect(worker: &Worker, source: Option<&Source>) {
 
 impl Connection {
     fn usable(&self) -> bool {
-        self.source.anonymous || self.credentials.is_some()
+        self.source.anonymous || self.source.to_origin().is_folder() || self.access.credentials.is_some()
     }
 }
 
@@ -211,7 +212,8 @@ async fn look(folders: &Mounted, source: &Source, received: &Arc<Received>) -> R
             same && is(&source.credentials_generation, before.0.as_deref()) && is(&source.ca_generation, before.1.as_deref());
         // A CA that the orders do not know of is being removed.
         let ca = ca.filter(|_| !source.ca_generation.is_empty());
-        Ok(Connection { source, exact, credentials, ca, received, origins: Mutex::default() })
+        let access = Access { credentials, ca, folders: folders.folders };
+        Ok(Connection { source, exact, access, received, origins: Mutex::default() })
     });
     looked.await.unwrap_or_else(|e| Err(problem(reasons::CREDENTIALS_INVALID, format!("read mounted credentials: {e}"))))
 }

@@ -33,6 +33,7 @@ use connection::Mounted;
 use larder_cache::Floor;
 use larder_core::names;
 use larder_fuse::fdpass::Listener;
+use larder_origin::Folders;
 use larder_peer::Roster;
 use larder_proto::control::v1::worker_server::WorkerServer;
 use larder_telemetry::Health;
@@ -72,6 +73,9 @@ pub struct Args {
     /// Where the ConfigMap with ca.crt is mounted
     #[arg(long, env = "LARDER_CA_DIR", default_value = "/etc/larder/ca")]
     pub ca_dir: PathBuf,
+    /// A folder of the host that is mounted here under its own name and that sources may name (file:///...)
+    #[arg(long = "file-origin", env = "LARDER_FILE_ORIGINS", value_delimiter = ',')]
+    pub file_origins: Vec<PathBuf>,
     /// Address of the data port
     #[arg(long, env = "LARDER_DATA_ADDR", default_value_t = any(names::WORKER_DATA_PORT))]
     pub data_addr: SocketAddr,
@@ -128,7 +132,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         node: args.node,
         dataset_uid: args.dataset_uid.clone(),
         dir: args.dir,
-        mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir },
+        mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir, folders: Folders::Beneath(args.file_origins) },
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
         scrub: NonZeroU64::new(args.scrub_bytes),

@@ -489,7 +489,27 @@ async fn orders_that_make_no_sense_are_refused_whole() {
     };
     cluster.nodes[0].configure(config).await;
     let problem = cluster.nodes[0].until(|s| s.listing?.problem).await;
-    assert_eq!(problem.reason, "InvalidSource");
+    assert_eq!(problem.reason, "FolderNotAllowed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_the_host_is_a_source_without_credentials() {
+    let server = FakeS3::start().await;
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    std::fs::remove_dir_all(&node.credentials).unwrap();
+    let folder = node.dir.with_file_name("origin").join("demo");
+    let content = Bytes::from(vec![7; (5 << 20) + 1]);
+    std::fs::create_dir_all(folder.join("sub")).unwrap();
+    std::fs::write(folder.join("sub/f"), &content).unwrap();
+    let source = Some(pb::Source { uri: format!("file://{}/", folder.display()), ..Default::default() });
+    let config = pb::Config { listing_id: "l1".into(), source, ..orders(&server) };
+    node.configure(config.clone()).await;
+    let snapshot = node.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await.snapshot;
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..config }).await;
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    read_all(&cluster, &snapshot, &[("sub/f".to_owned(), content.clone())].into()).await;
+    assert_eq!(node.status().await.origin_bytes, content.len() as u64);
 }
 
 #[test]

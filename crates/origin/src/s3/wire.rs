@@ -1,6 +1,7 @@
 //! Between object_store and its HTTP client: counts bytes, keeps what a failed request said, reads listing pages.
 
 use super::page;
+use crate::Received;
 use bytes::Bytes;
 use http::{StatusCode, header::HeaderMap};
 use http_body_util::BodyExt as _;
@@ -9,40 +10,7 @@ use object_store::{
     client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector},
 };
 use parking_lot::Mutex;
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
-
-/// Body bytes received from the origin, retries included.
-#[derive(Debug, Default)]
-pub struct Received {
-    objects: AtomicU64,
-    listings: AtomicU64,
-}
-
-impl Received {
-    /// Bytes of objects.
-    #[must_use]
-    pub fn objects(&self) -> u64 {
-        self.objects.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of listings.
-    #[must_use]
-    pub fn listings(&self) -> u64 {
-        self.listings.load(Ordering::Relaxed)
-    }
-
-    /// Goes on from what was counted before a restart.
-    pub fn add_objects(&self, bytes: u64) {
-        self.objects.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 /// What the last failed attempt of one request ended with. Travels with the request, because object_store keeps its own
 /// error types to itself.
@@ -195,7 +163,7 @@ impl Service {
         let mut whole = Vec::new();
         while let Some(frame) = body.frame().await {
             if let Some(data) = frame?.data_ref() {
-                self.received.listings.fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.received.add_listings(data.len() as u64);
                 if whole.len() + data.len() > ANSWER {
                     let text = format!("the answer is longer than {ANSWER} bytes");
                     return Err(HttpError::new(HttpErrorKind::Decode, std::io::Error::other(text)));

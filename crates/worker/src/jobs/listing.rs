@@ -9,7 +9,7 @@ use crate::{
 };
 use futures::StreamExt as _;
 use larder_core::catalog::{Builder, Catalog, ReadAt, Skipped};
-use larder_origin::{Item, Origin as _};
+use larder_origin::Item;
 use larder_proto::control::v1::{self as pb, Phase, Problem};
 use std::{
     io,

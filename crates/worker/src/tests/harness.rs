@@ -16,7 +16,10 @@ use larder_fuse::{
     fdpass::{Conn, Listener},
     protocol::worker::{Reply, Request},
 };
-use larder_origin::testing::{ACCESS_KEY, BUCKET, FakeS3};
+use larder_origin::{
+    Folders,
+    testing::{ACCESS_KEY, BUCKET, FakeS3},
+};
 use larder_peer::{Client, Fetched, ObjectRef, Options, ReadError, Roster};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
 use std::{
@@ -73,7 +76,11 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
         node: node.into(),
         dataset_uid: UID.into(),
         dir: dir.to_owned(),
-        mounted: Mounted { credentials: dir.with_file_name("credentials"), ca: dir.with_file_name("ca") },
+        mounted: Mounted {
+            credentials: dir.with_file_name("credentials"),
+            ca: dir.with_file_name("ca"),
+            folders: Folders::Beneath(vec![dir.with_file_name("origin")]),
+        },
         floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
         scrub: None,
