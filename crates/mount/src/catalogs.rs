@@ -1,7 +1,11 @@
-//! The catalogs of mounted snapshots: fetched, verified, kept in a folder of the mounter's own while they are in use.
+//! The catalogs of mounted snapshots.
 //!
-//! A copy of its own, although the worker of this node has the same file: workers of a dataset come and go with it and with
-//! their disks, and what a mount shows must not change under it.
+//! The worker of this node gives its own file: a descriptor stays readable when the file is replaced, unlinked or erased, so
+//! nothing is copied and a mount is ready at once, whatever the size. Only without such a worker the catalog comes over the
+//! network; it is verified whole while it comes, and kept in a file without a name.
+//!
+//! Sections are verified as they are read. A damaged one fails its request; then another copy is fetched, and the open mount
+//! goes on with that one: positions in it are the same.
 
 use crate::node::{LocalWorker, Node};
 use larder_core::{
@@ -14,96 +18,120 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::FileExt as _,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
+    time::Duration,
 };
-use tokio::task::spawn_blocking;
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    task::{JoinError, spawn_blocking},
+};
 
 /// Why there is no catalog.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CatalogsError {
     #[error("make folder of catalogs {} usable: {source}", path.display())]
     Folder { path: PathBuf, source: io::Error },
-    #[error("copy catalog to {}: {source}; is the mounter's disk full?", path.display())]
-    Copy { path: PathBuf, source: io::Error },
-    #[error("catalog {digest} is not what its name says; it will be fetched again")]
-    Digest { digest: String },
     #[error("open catalog {digest}: {source}")]
     Open { digest: String, source: CatalogError },
     #[error(transparent)]
     Fetch(#[from] CatalogFetchError),
-    #[error("verifying catalog {digest} was interrupted: {source}")]
-    Task { digest: String, source: tokio::task::JoinError },
+    #[error("opening catalog {digest} was interrupted: {source}")]
+    Task { digest: String, source: JoinError },
 }
 
-/// Read and hashed at a time.
-const PIECE: usize = 1 << 20;
+/// Between copies fetched in place of a damaged one: bounds what a disk that damages all of them can cost.
+const HEAL_PAUSE: Duration = Duration::from_secs(5);
 
 type Slot = Arc<tokio::sync::Mutex<Weak<Catalog<File>>>>;
 
 /// All catalogs of this mounter.
 pub(crate) struct Catalogs {
-    folder: PathBuf,
-    run_dir: PathBuf,
-    node: Node,
+    copies: Copies,
     /// One slot per digest; its lock makes everyone who wants the same catalog wait for one fetch.
     slots: Mutex<HashMap<String, Slot>>,
 }
 
 impl Catalogs {
-    /// Empties the folder: no mount survives its mounter, so nothing in there is in use.
+    /// Empties the folder: what is in there was never finished.
     pub(crate) fn open(folder: &Path, run_dir: &Path, node: Node) -> Result<Self, CatalogsError> {
         let empty = || -> io::Result<()> {
             fs::create_dir_all(folder)?;
             fs::read_dir(folder)?.try_for_each(|entry| fs::remove_file(entry?.path()))
         };
         empty().map_err(|source| CatalogsError::Folder { path: folder.to_owned(), source })?;
-        Ok(Self { folder: folder.to_owned(), run_dir: run_dir.to_owned(), node, slots: Mutex::default() })
+        Ok(Self { copies: Copies { folder: folder.into(), run_dir: run_dir.into(), node }, slots: Mutex::default() })
     }
 
-    /// The catalog, verified whole. `digest` and `dataset_uid` have been checked to be what they are called.
+    /// The catalog. `digest` and `dataset_uid` have been checked to be what they are called.
     pub(crate) async fn get(&self, dataset_uid: &str, digest: &str) -> Result<Arc<Catalog<File>>, CatalogsError> {
         let slot = Arc::clone(self.slots.lock().entry(digest.to_owned()).or_default());
         let mut held = slot.lock().await;
         if let Some(catalog) = held.upgrade() {
             return Ok(catalog);
         }
-        let path = self.folder.join(digest);
-        let catalog = match self.local_copy(dataset_uid, digest, &path).await {
+        let catalog = match self.copies.of_local_worker(dataset_uid, digest).await {
             Some(catalog) => catalog,
             None => {
-                let roster = self.node.members.roster(dataset_uid);
-                self.node.peers.catalog(&roster, dataset_uid, digest, &path).await?;
-                verified(path, digest).await?
+                let file = self.copies.fetch(dataset_uid, digest).await?;
+                blocking(digest, |digest| Catalog::open_as(file, digest)).await?
             }
         };
         let catalog = Arc::new(catalog);
+        let (damaged, told) = mpsc::channel(1);
+        catalog.on_damage(move |error| {
+            // Full: told already, and not dealt with yet.
+            if damaged.try_send(()) != Err(TrySendError::Full(())) {
+                tracing::error!(%error, "the catalog of a mount is damaged; fetching another copy");
+            }
+        });
+        tokio::spawn(heal(self.copies.clone(), Arc::downgrade(&catalog), dataset_uid.to_owned(), told));
         *held = Arc::downgrade(&catalog);
         Ok(catalog)
     }
 
-    /// Removes the file when nobody has the catalog any more.
+    /// Forgets a catalog that nobody has any more.
     pub(crate) fn release(&self, digest: &str) {
         let mut slots = self.slots.lock();
         // A slot that is locked is about to be used.
-        let unused = slots.get(digest).is_some_and(|s| s.try_lock().is_ok_and(|weak| weak.strong_count() == 0));
-        if unused {
+        if slots.get(digest).is_some_and(|s| s.try_lock().is_ok_and(|weak| weak.strong_count() == 0)) {
             slots.remove(digest);
-            let path = self.folder.join(digest);
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "unused catalog stays until the next start");
-            }
         }
     }
+}
 
-    async fn local_copy(&self, dataset_uid: &str, digest: &str, path: &Path) -> Option<Catalog<File>> {
+/// Replaces damaged copies as long as the catalog is open.
+async fn heal(copies: Copies, catalog: Weak<Catalog<File>>, dataset_uid: String, mut damaged: mpsc::Receiver<()>) {
+    while damaged.recv().await.is_some() {
+        let Some(catalog) = catalog.upgrade() else { return };
+        let digest = catalog.digest().to_owned();
+        let healed = match copies.fetch(&dataset_uid, &digest).await {
+            Ok(file) => blocking(&digest, move |_| catalog.replace(file)).await,
+            Err(e) => Err(e),
+        };
+        match healed {
+            Ok(()) => tracing::info!(digest, "the mount goes on with another copy of its catalog"),
+            Err(error) => tracing::warn!(digest, %error, "no other copy of a damaged catalog yet; its next read asks again"),
+        }
+        tokio::time::sleep(HEAL_PAUSE).await;
+    }
+}
+
+/// Where catalogs come from.
+#[derive(Clone)]
+struct Copies {
+    folder: Arc<Path>,
+    run_dir: Arc<Path>,
+    node: Node,
+}
+
+impl Copies {
+    /// The one of this node's worker, if it has it.
+    async fn of_local_worker(&self, dataset_uid: &str, digest: &str) -> Option<Catalog<File>> {
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, dataset_uid));
-        let fd = match worker.ask(&Request::Catalog { digest: digest.to_owned() }).await {
-            Ok((Reply::File {}, Some(fd))) => fd,
+        let file = match worker.ask(&Request::Catalog { digest: digest.to_owned() }).await {
+            Ok((Reply::File {}, Some(fd))) => File::from(fd),
             Ok((reply, _)) => {
                 tracing::debug!(digest, ?reply, "local worker has no such catalog");
                 return None;
@@ -113,101 +141,33 @@ impl Catalogs {
                 return None;
             }
         };
-        let (from, to) = (File::from(fd), path.to_owned());
-        let copied = spawn_blocking(move || copy(&from, &to)).await;
-        match copied {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(digest, %error, "copy of the local worker's catalog failed; fetching it over the network");
-                return None;
-            }
-            Err(error) => {
-                tracing::error!(digest, %error, "copy of the local worker's catalog was interrupted");
-                return None;
-            }
-        }
-        match verified(path.to_owned(), digest).await {
-            Ok(catalog) => Some(catalog),
-            Err(error) => {
+        let opened = blocking(digest, |digest| Catalog::open_as(file, digest)).await;
+        opened
+            .inspect_err(|error| {
                 tracing::warn!(digest, %error, "local worker's catalog is not usable; fetching it over the network");
-                None
-            }
-        }
+            })
+            .ok()
+    }
+
+    /// A copy of this process's own, verified whole. It has no name and goes with its descriptor.
+    async fn fetch(&self, dataset_uid: &str, digest: &str) -> Result<File, CatalogsError> {
+        let (roster, path) = (self.node.members.roster(dataset_uid), self.folder.join(digest));
+        self.node.peers.catalog(&roster, dataset_uid, digest, &path).await?;
+        blocking(digest, move |_| {
+            let file = File::open(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        })
+        .await
     }
 }
 
-/// By pread: the offset of the worker's descriptor belongs to everyone whom the worker gave it.
-fn copy(from: &File, to: &Path) -> Result<(), CatalogsError> {
-    let part = to.with_extension("part");
-    let run = || -> io::Result<()> {
-        let mut file = File::create(&part)?;
-        let (mut buffer, mut at) = (vec![0u8; PIECE], 0);
-        loop {
-            match from.read_at(&mut buffer, at)? {
-                0 => break fs::rename(&part, to),
-                n => {
-                    file.write_all(&buffer[..n])?;
-                    at += n as u64;
-                }
-            }
-        }
-    };
-    run().map_err(|source| CatalogsError::Copy { path: to.to_owned(), source })
-}
-
-/// Opens the file if it is the catalog that its name says, every section; removes it otherwise.
-async fn verified(path: PathBuf, digest: &str) -> Result<Catalog<File>, CatalogsError> {
-    let wanted = digest.to_owned();
-    let outcome = spawn_blocking(move || {
-        let result = verify(&path, &wanted);
-        if result.is_err() {
-            // Nothing more can be done about it; the next start empties the folder.
-            let _ = fs::remove_file(&path);
-        }
-        result
-    });
-    outcome.await.map_err(|source| CatalogsError::Task { digest: digest.to_owned(), source })?
-}
-
-fn verify(path: &Path, digest: &str) -> Result<Catalog<File>, CatalogsError> {
-    let open_error = |source| CatalogsError::Open { digest: digest.to_owned(), source };
-    let mut file = File::open(path).map_err(|e| open_error(e.into()))?;
-    let mut hash = blake3::Hasher::new();
-    let mut buffer = vec![0u8; PIECE];
-    loop {
-        match file.read(&mut buffer).map_err(|e| open_error(e.into()))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        };
-    }
-    if hash.finalize().to_hex().as_str() != digest {
-        return Err(CatalogsError::Digest { digest: digest.to_owned() });
-    }
-    let catalog = Catalog::open(file).map_err(open_error)?;
-    catalog.verify().map_err(open_error)?;
-    Ok(catalog)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use larder_core::catalog::{Builder, Listed};
-
-    #[test]
-    fn a_catalog_is_taken_only_under_its_own_name() {
-        let mut builder = Builder::new("s3://b/");
-        builder.push(Listed { path: "a".into(), size: 1, mtime_ns: 0, version: "v".into() });
-        let (bytes, _) = builder.finish();
-        let digest = larder_core::catalog::digest(&bytes);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(&digest);
-        fs::write(&path, &bytes).unwrap();
-        assert_eq!(verify(&path, &digest).unwrap().files(), 1);
-        let other = "0".repeat(64);
-        assert!(matches!(verify(&path, &other), Err(CatalogsError::Digest { .. })));
-        let nonsense = b"no catalog at all";
-        fs::write(&path, nonsense).unwrap();
-        let digest = larder_core::catalog::digest(nonsense);
-        assert!(matches!(verify(&path, &digest), Err(CatalogsError::Open { .. })));
-    }
+async fn blocking<T: Send + 'static>(
+    digest: &str,
+    run: impl FnOnce(&str) -> Result<T, CatalogError> + Send + 'static,
+) -> Result<T, CatalogsError> {
+    let name = digest.to_owned();
+    let done = spawn_blocking(move || run(&name)).await;
+    let done = done.map_err(|source| CatalogsError::Task { digest: digest.to_owned(), source })?;
+    done.map_err(|source| CatalogsError::Open { digest: digest.to_owned(), source })
 }

@@ -2,14 +2,14 @@
 
 use crate::folder::{FolderError, replace};
 use larder_core::{
-    catalog::{Catalog, digest},
+    catalog::{Catalog, CatalogError, digest},
     names::is_digest,
 };
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,13 +17,11 @@ use tokio::sync::watch;
 
 /// Catalogs someone asked for that are not here; more are not remembered.
 const WANTED: usize = 16;
-/// Hashed at a time.
-const PIECE: usize = 1 << 20;
-
 /// An open catalog.
 pub(crate) type Open = Arc<Catalog<File>>;
 
-/// `catalogs/<digest>`, all verified and open. Old ones stay: mounts of older snapshots need them, and they are small.
+/// `catalogs/<digest>`, all open. Each was verified whole when it came, and is again section by section as it is read. Old ones
+/// stay: mounts of older snapshots need them, and they are small.
 #[derive(Debug)]
 pub(crate) struct Catalogs {
     folder: PathBuf,
@@ -41,7 +39,7 @@ impl Catalogs {
         let mut open = BTreeMap::new();
         for entry in entries {
             let path = entry.map_err(disk("list"))?.path();
-            match path.file_name().and_then(|n| n.to_str()).filter(|n| is_digest(n)).map(|name| (name, verified(&path, name))) {
+            match path.file_name().and_then(|n| n.to_str()).filter(|n| is_digest(n)).map(|name| (name, opened(&path, name))) {
                 Some((name, Ok(catalog))) => {
                     open.insert(name.to_owned(), Arc::new(catalog));
                 }
@@ -98,12 +96,7 @@ impl Catalogs {
     pub fn add(&self, digest: &str) -> Result<(), FolderError> {
         let path = self.path(digest);
         let disk = |source| FolderError::Disk { action: "open", path: path.clone(), source };
-        let file = File::open(&path).map_err(disk)?;
-        let catalog = Catalog::open(file).map_err(|e| FolderError::Disk {
-            action: "open",
-            path: path.clone(),
-            source: io::Error::other(e),
-        })?;
+        let catalog = opened(&path, digest).map_err(|e| disk(io::Error::other(e)))?;
         self.open.send_modify(|open| drop(open.insert(digest.to_owned(), Arc::new(catalog))));
         Ok(())
     }
@@ -148,19 +141,7 @@ impl Catalogs {
     }
 }
 
-/// Opens a catalog if its bytes are those its name says.
-fn verified(path: &Path, name: &str) -> io::Result<Catalog<File>> {
-    let mut file = File::open(path)?;
-    let mut hash = blake3::Hasher::new();
-    let mut piece = vec![0; PIECE];
-    loop {
-        match file.read(&mut piece)? {
-            0 => break,
-            n => hash.update(&piece[..n]),
-        };
-    }
-    if hash.finalize().to_hex().as_str() != name {
-        return Err(io::Error::other("its bytes are not those its name says"));
-    }
-    Catalog::open(file).map_err(io::Error::other)
+/// Opens a catalog if it is the one that its name says; takes no longer for a large one.
+fn opened(path: &Path, name: &str) -> Result<Catalog<File>, CatalogError> {
+    Catalog::open_as(File::open(path)?, name)
 }

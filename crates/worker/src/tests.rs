@@ -42,7 +42,7 @@ async fn read_all(cluster: &Cluster, snapshot: &str, files: &BTreeMap<String, By
     let mut sources = BTreeMap::new();
     let catalog = cluster.catalog(snapshot);
     assert_eq!(catalog.files(), files.len() as u64);
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
         let got = cluster.read(snapshot, index, 0..size).await.unwrap();
         assert!(got.bytes == files[&path], "{path}");
@@ -91,7 +91,7 @@ async fn from_an_empty_disk_to_a_preloaded_share_each_byte_leaves_the_origin_onc
     // The mounter of a node gets descriptors of what is on its disk, and the catalog.
     let catalog = cluster.catalog(&snapshot);
     let mut here = 0;
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         match a.ask(Request::Open { snapshot: snapshot.clone(), inode: index + 1 }).await {
             (Reply::File {}, Some(fd)) => {
                 let mut bytes = Vec::new();
@@ -283,7 +283,7 @@ async fn bytes_that_changed_on_the_disk_are_found_told_and_fetched_again() {
     let node = &cluster.nodes[0];
     // The mounter is never given a bad file: "not here", or one that was fetched again meanwhile.
     let catalog = cluster.catalog(&snapshot);
-    for index in catalog.file_indices().unwrap().map(Result::unwrap) {
+    for index in catalog.file_indices().map(Result::unwrap) {
         if let (Reply::File {}, Some(fd)) = node.ask(Request::Open { snapshot: snapshot.clone(), inode: index + 1 }).await {
             let mut bytes = Vec::new();
             File::from(fd).read_to_end(&mut bytes).unwrap();

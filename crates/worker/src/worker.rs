@@ -202,7 +202,8 @@ pub(crate) fn locate(catalog: &crate::catalogs::Open, index: u64) -> Result<Opti
     if entry.kind != Kind::File {
         return Ok(None);
     }
-    let (origin, path, version, size) = (catalog.origin()?, catalog.path(index)?, catalog.version(index)?, entry.size());
+    let (origin, path, version, size) =
+        (catalog.origin().to_owned(), catalog.path(index)?, catalog.version(index)?, entry.size());
     let key = ObjectKey::new(&origin, &path, &version, size);
     Ok(Some(Located { origin, path, version, size, key }))
 }

@@ -155,7 +155,7 @@ impl Mounted {
         let watchdog = start_watchdog(minor);
 
         let catalog = Arc::new(mk_catalog(files));
-        let paths = catalog.file_indices().unwrap().map(|index| {
+        let paths = catalog.file_indices().map(|index| {
             let index = index.unwrap();
             (index + 1, (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size()))
         });

@@ -3,7 +3,7 @@
 use super::{Client, http::Failure};
 use crate::Roster;
 use ::http::StatusCode;
-use larder_core::catalog::{Catalog, CatalogError};
+use larder_core::catalog::{Arrival, CatalogError};
 use std::{
     fs::File,
     io::{self, Write as _},
@@ -38,7 +38,8 @@ enum Refused {
 }
 
 impl Client {
-    /// Fetches the catalog from any worker that has it, verifies it whole and puts it at `into`, or leaves nothing there.
+    /// Fetches the catalog from any worker that has it, verifies it whole while it comes in, and puts it at `into`; or leaves
+    /// nothing there.
     ///
     /// Everyone with an address is asked, the worker of this node first: a snapshot spreads before its workers are members.
     ///
@@ -83,33 +84,24 @@ impl Client {
         let mut guard = Part(Some(part.clone()));
         let mut file = blocking({
             let part = part.clone();
-            move || File::options().read(true).write(true).create_new(true).open(part)
+            move || File::options().write(true).create_new(true).open(part)
         })
         .await
         .map_err(disk)?;
-        let mut hash = blake3::Hasher::new();
+        let unusable = |e: CatalogError| Refused::ByPeer(format!("sent what cannot be used: {e}"));
+        let mut arrival = Arrival::new();
         while let Some(piece) = self.inner.transport.next(&mut body).await.map_err(peer)? {
-            hash.update(&piece);
+            arrival.update(&piece).map_err(unusable)?;
             file = blocking(move || file.write_all(&piece).map(|()| file)).await.map_err(disk)?;
         }
-        if hash.finalize().to_hex().as_str() != digest {
-            return Err(Refused::ByPeer("sent a catalog with another digest".to_owned()));
-        }
+        arrival.finish(digest).map_err(unusable)?;
         let into = into.to_owned();
-        let verified = blocking(move || {
-            match Catalog::open(file.try_clone()?).and_then(|c| c.verify()) {
-                Ok(()) => {}
-                Err(CatalogError::Io(e)) => return Err(e),
-                Err(e) => return Ok(Err(e)),
-            }
+        let placed = blocking(move || {
             file.sync_all()?;
             std::fs::rename(&part, &into)?;
-            File::open(&folder)?.sync_all()?;
-            Ok(Ok(()))
-        })
-        .await
-        .map_err(disk)?;
-        verified.map_err(|e| Refused::ByPeer(format!("sent a catalog that cannot be used: {e}")))?;
+            File::open(&folder)?.sync_all()
+        });
+        placed.await.map_err(disk)?;
         guard.0 = None;
         Ok(())
     }

@@ -309,7 +309,7 @@ async fn a_catalog_is_taken_from_whoever_has_the_right_one() {
     // Members are not needed: a snapshot spreads before there are any.
     let roster = Roster { members: Members::default(), ..cluster.roster.clone() };
     let e = cluster.client.catalog(&roster, UID, &name, &into).await.unwrap_err().to_string();
-    assert!(e.contains("gpu-1: sent a catalog with another digest") && e.contains("gpu-0: 404"), "{e}");
+    assert!(e.contains("gpu-1: sent what cannot be used: catalog is ") && e.contains("gpu-0: 404"), "{e}");
     assert_eq!(files(), 0);
 
     *cluster.workers["gpu-0"].0.catalog.lock() = right.clone();

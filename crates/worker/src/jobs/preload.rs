@@ -205,7 +205,7 @@ struct Share {
 impl Share {
     /// Walks the share until told to stop. Blocks.
     fn walk(&self, mut each: impl FnMut(Located) -> ControlFlow<()>) -> Result<(), CatalogError> {
-        for index in self.catalog.file_indices()? {
+        for index in self.catalog.file_indices() {
             let Some(at) = locate(&self.catalog, index?)? else { continue };
             let owned = self.members.owner(&at.key).is_some_and(|owner| owner.node == self.worker.node);
             if owned && each(at).is_break() {
