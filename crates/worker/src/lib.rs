@@ -6,6 +6,7 @@
 //!                                             │      └─► preload  ─► cache ─► data/
 //! peers, mounters ─HTTP─► objects ─► cache ◄──┴─ copies of former owners, origin
 //! mounter of this node ─unix socket─► descriptors of complete files
+//!                      └─ what it reads elsewhere ─► keep ─► cache ◄─ disks of the owners
 //! ```
 //!
 //! Owns everything in `<tier>/larder/<dataset uid>` and holds a lock on it. Orders come from the operator, are stored, and
@@ -21,6 +22,7 @@ mod copies;
 mod folder;
 mod held_up;
 mod jobs;
+mod kept;
 mod local;
 pub mod metrics;
 mod objects;

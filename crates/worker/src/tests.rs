@@ -1,6 +1,7 @@
 //! Workers in this process, on addresses of the loopback, with an S3 server beside them.
 
 mod harness;
+mod keep;
 
 use crate::metrics::Metrics;
 use bytes::Bytes;

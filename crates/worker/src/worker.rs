@@ -5,6 +5,7 @@ use crate::{
     connection::{Connections, Mounted},
     copies::AtOrigin,
     folder::{self, Folder, FolderError, State},
+    kept::Kept,
     metrics::Metrics,
     orders::Orders,
     report::{Report, Topic, folder_problem},
@@ -65,6 +66,7 @@ pub(crate) struct Worker {
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
     pub at_origin: AtOrigin,
+    pub kept: Kept,
     /// Cancelled by Erase.
     pub erased: CancellationToken,
     pub jobs: TaskTracker,
@@ -126,6 +128,7 @@ impl Worker {
             serving: Arc::new(Semaphore::new(SERVING >> 10)),
             past_cache: Semaphore::new(PAST_CACHE),
             at_origin: AtOrigin::default(),
+            kept: Kept::default(),
             erased: CancellationToken::new(),
             jobs: TaskTracker::new(),
         };
