@@ -81,7 +81,7 @@ async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectRe
         return Ok(ObjectReply { source: Source::Disk, size, body: Body::File(file) });
     }
     let here = worker.cache.has(&at.key, &range);
-    if !here && !request.stand_in && !worker.owns(&at.key) {
+    if !here && (request.on_disk || !request.stand_in && !worker.owns(&at.key)) {
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };
