@@ -69,7 +69,7 @@ fn unknown_snapshot(worker: &Worker, digest: &str) -> Refusal {
     Refusal::NotFound(format!("snapshot {digest} is not on node {}", worker.node))
 }
 
-async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
+pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
     same_dataset(worker, &request.dataset_uid)?;
     let at = Arc::new(find(worker, &request).await?);
     let range = request.range;
