@@ -204,6 +204,7 @@ impl Data {
             key: object.key,
             range: range.clone(),
             stand_in: false,
+            on_disk: false,
         };
         let reply = objects::answer(&self.0, request).await?;
         let bytes = whole(reply.body, range).await.map_err(|e| Refusal::Unavailable(format!("read {}: {e}", object.key)))?;
