@@ -5,7 +5,7 @@ mod open_files;
 mod reports;
 
 pub(crate) use local_worker::LocalWorker;
-pub(crate) use open_files::OpenFiles;
+pub use open_files::OpenFiles;
 
 use crate::backend::{Backend, Fetched, Place};
 use larder_core::key::ObjectKey;

@@ -68,7 +68,7 @@ async fn follow(worker: &Worker, conn: &Conn, snapshot: Arc<str>, files: Vec<(u6
     }
 }
 
-async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
+pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
     let error = |text: String| (Reply::Error(text), None);
     if worker.erased.is_cancelled() {
         return error("the dataset was erased from this node".to_owned());
