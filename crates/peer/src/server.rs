@@ -7,7 +7,7 @@ use crate::{CRC_HEADER, MAX_RANGE, SOURCE_HEADER, Source};
 use axum::{
     Router,
     extract::{Path, Query, State},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
@@ -51,6 +51,8 @@ pub struct ObjectRequest {
     pub range: Range<u64>,
     /// The owner did not answer: fetch from the origin in its place.
     pub stand_in: bool,
+    /// Another node is asked for the same bytes: MUST NOT be fetched, only given if they are on the own disk.
+    pub on_disk: bool,
 }
 
 /// The answer: exactly the bytes of the range.
@@ -60,6 +62,8 @@ pub struct ObjectReply {
     pub source: Source,
     /// Bytes of the whole object.
     pub size: u64,
+    /// CRC-32C of the range; `None`: its end is not here yet.
+    pub crc32c: Option<u32>,
     /// The bytes.
     pub body: Body,
 }
@@ -67,8 +71,8 @@ pub struct ObjectReply {
 /// A chunk as it lies on a disk.
 #[derive(Debug)]
 pub struct CopyReply {
-    /// The file that holds it, at the same offsets as in the object.
-    pub file: File,
+    /// Exactly the range.
+    pub bytes: Bytes,
     /// CRC-32C that it was written with.
     pub crc32c: u32,
 }
@@ -147,6 +151,7 @@ pub fn router<S: ObjectSource>(source: Arc<S>) -> Router {
         .route("/v1/{dataset}/objects/{key}", get(object::<S>))
         .route("/v1/{dataset}/copies/{key}", get(copy::<S>))
         .route("/v1/{dataset}/catalogs/{digest}", get(catalog::<S>))
+        .route("/v1/{dataset}/alive", get(|| async { StatusCode::NO_CONTENT }))
         .with_state(source)
 }
 
@@ -156,6 +161,8 @@ struct ObjectQuery {
     inode: u64,
     #[serde(default)]
     standin: u8,
+    #[serde(default)]
+    disk: u8,
 }
 
 async fn object<S: ObjectSource>(
@@ -169,8 +176,9 @@ async fn object<S: ObjectSource>(
         Err(response) => return *response,
     };
     let len = range.end - range.start;
-    let ObjectQuery { snapshot, inode, standin } = query;
-    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in: standin == 1 };
+    let ObjectQuery { snapshot, inode, standin, disk } = query;
+    let (stand_in, on_disk) = (standin == 1, disk == 1);
+    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in, on_disk };
     match source.object(request).await {
         Err(refusal) => refusal.into_response(),
         Ok(reply) => (
@@ -181,6 +189,7 @@ async fn object<S: ObjectSource>(
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
             ],
             [(SOURCE_HEADER, reply.source.as_str())],
+            AppendHeaders(reply.crc32c.map(|crc| (CRC_HEADER, crc_text(crc)))),
             body::of(reply.body, range),
         )
             .into_response(),
@@ -205,11 +214,15 @@ async fn copy<S: ObjectSource>(
                 (header::CONTENT_LENGTH, (range.end - range.start).to_string()),
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
             ],
-            [(CRC_HEADER, format!("{:08x}", copy.crc32c))],
-            body::of(Body::File(copy.file), range),
+            [(CRC_HEADER, crc_text(copy.crc32c))],
+            copy.bytes,
         )
             .into_response(),
     }
+}
+
+fn crc_text(crc: u32) -> String {
+    format!("{crc:08x}")
 }
 
 /// The object and the range that a request is for.

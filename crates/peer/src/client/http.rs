@@ -1,8 +1,8 @@
 //! One request to one worker.
 
 use super::Options;
-use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source};
-use bytes::{Bytes, BytesMut};
+use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source, buffers::Buffer};
+use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -10,7 +10,7 @@ use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_core::key::ObjectKey;
+use larder_core::{checksum::crc32c, key::ObjectKey};
 use std::{net::SocketAddr, ops::Range, time::Duration};
 
 /// Why one worker did not give the bytes.
@@ -22,6 +22,17 @@ pub(super) enum Failure {
     Broken(String),
     /// Another status than asked for, with the line of text that came with it.
     Status(StatusCode, String),
+}
+
+/// What of an object a worker is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Its own: it fetches what it lacks.
+    Owned,
+    /// In the place of the owner: it fetches too.
+    StandIn,
+    /// Only what lies on its disk.
+    OnDisk,
 }
 
 /// Pool of kept-alive connections, one request in flight on each.
@@ -54,7 +65,7 @@ impl Transport {
         address: SocketAddr,
         object: &ObjectRef<'_>,
         range: &Range<u64>,
-        stand_in: bool,
+        want: Want,
     ) -> Result<(Source, Bytes), Failure> {
         let uri = format!(
             "http://{address}/v1/{}/objects/{}?snapshot={}&inode={}{}",
@@ -62,12 +73,21 @@ impl Transport {
             object.key,
             object.snapshot,
             object.inode,
-            if stand_in { "&standin=1" } else { "" },
+            match want {
+                Want::Owned => "",
+                Want::StandIn => "&standin=1",
+                Want::OnDisk => "&disk=1",
+            },
         );
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
         let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
-        Ok((source, self.exactly(body, range).await?))
+        let crc = crc_of(&parts);
+        let bytes = self.exactly(body, range).await?;
+        if crc.is_some_and(|crc| crc != crc32c(&bytes)) {
+            return Err(Failure::Broken("sent bytes that do not match their checksum".to_owned()));
+        }
+        Ok((source, bytes))
     }
 
     /// A chunk from the disk of a worker, and the CRC-32C it was written with.
@@ -80,25 +100,32 @@ impl Transport {
     ) -> Result<(Bytes, u32), Failure> {
         let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}");
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
-        let crc = parts.headers.get(CRC_HEADER).and_then(|v| u32::from_str_radix(v.to_str().ok()?, 16).ok());
-        let crc = crc.ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
+        let crc = crc_of(&parts).ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
         Ok((self.exactly(body, range).await?, crc))
+    }
+
+    /// Whatever it answers, it answers.
+    pub(super) async fn alive(&self, address: SocketAddr, dataset_uid: &str) -> bool {
+        let uri = format!("http://{address}/v1/{dataset_uid}/alive");
+        !matches!(self.get(&uri, None, StatusCode::NO_CONTENT).await, Err(Failure::NoAnswer(_) | Failure::Broken(_)))
     }
 
     /// The whole body, if it is as long as the range.
     async fn exactly(&self, mut body: Incoming, range: &Range<u64>) -> Result<Bytes, Failure> {
         let len = (range.end - range.start) as usize;
-        let mut bytes = BytesMut::with_capacity(len);
+        let mut buffer = Buffer::new(len);
+        let mut rest = buffer.as_mut();
         while let Some(piece) = self.next(&mut body).await? {
-            if bytes.len() + piece.len() > len {
-                return Err(Failure::Broken(format!("sent more than the {len} bytes asked for")));
-            }
-            bytes.extend_from_slice(&piece);
+            let (into, behind) = rest
+                .split_at_mut_checked(piece.len())
+                .ok_or_else(|| Failure::Broken(format!("sent more than the {len} bytes asked for")))?;
+            into.copy_from_slice(&piece);
+            rest = behind;
         }
-        if bytes.len() < len {
-            return Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", bytes.len())));
+        match rest.len() {
+            0 => Ok(buffer.freeze()),
+            missing => Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", len - missing))),
         }
-        Ok(bytes.freeze())
     }
 
     pub(super) async fn get(
@@ -147,6 +174,10 @@ impl Transport {
             }
         }
     }
+}
+
+fn crc_of(parts: &http::response::Parts) -> Option<u32> {
+    u32::from_str_radix(parts.headers.get(CRC_HEADER)?.to_str().ok()?, 16).ok()
 }
 
 /// hyper's own text leaves out what happened ("client error (Connect)").
