@@ -1,9 +1,20 @@
 //! Series of the worker.
 
+use crate::worker::Worker;
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+    },
     registry::Registry,
+};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock, Weak},
 };
 
 /// Bytes of complete files on this node.
@@ -46,11 +57,10 @@ pub(crate) struct ByStatus {
     pub status: u32,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Metrics {
-    pub cached_bytes: Gauge,
-    pub cached_files: Gauge,
-    pub origin_bytes: Counter,
+    /// Set when the worker is there; what it knows itself is read from it when somebody asks.
+    pub worker: Arc<OnceLock<Weak<Worker>>>,
     pub served: Family<BySource, Counter>,
     pub copied_bytes: Counter,
     pub given_bytes: Counter,
@@ -63,9 +73,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
-        registry.register(CACHED_BYTES, "Bytes of complete files on this node", m.cached_bytes.clone());
-        registry.register(CACHED_FILES, "Complete files on this node", m.cached_files.clone());
-        registry.register(ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", m.origin_bytes.clone());
+        registry.register_collector(Box::new(Live(Arc::clone(&m.worker))));
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
         registry.register(COPIED_BYTES, "Bytes copied from former owners instead of the origin", m.copied_bytes.clone());
         registry.register(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
@@ -74,5 +82,32 @@ impl Metrics {
         registry.register(NOT_KEPT, "Such copies that were wanted and not made", m.not_kept.clone());
         registry.register(REFUSED, "Requests of peers that were refused", m.refused.clone());
         m
+    }
+}
+
+/// Figures that the worker keeps anyway.
+struct Live(Arc<OnceLock<Weak<Worker>>>);
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live")
+    }
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(worker) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let usage = worker.cache.usage();
+        let gauges = [
+            (CACHED_BYTES, "Bytes of complete files on this node", usage.bytes),
+            (CACHED_FILES, "Complete files on this node", usage.files),
+        ];
+        for (name, help, value) in gauges {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value.cast_signed()).encode(encoder)?;
+        }
+        let help = "Bytes of objects received from the origin, retries included";
+        let encoder = encoder.encode_descriptor(ORIGIN_BYTES, help, None, MetricType::Counter)?;
+        ConstCounter::new(worker.received.objects()).encode(encoder)
     }
 }
