@@ -10,6 +10,7 @@ mod disk;
 mod install;
 mod keys;
 mod larder;
+mod modes;
 mod readme;
 mod reboot;
 mod samples;
@@ -69,6 +70,11 @@ pub const ALL: &[Test] = &[
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),
+    Test::new(
+        "a_passthrough_mount_reads_local_files_in_the_kernel",
+        modes::a_passthrough_mount_reads_local_files_in_the_kernel,
+    )
+    .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
     Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),

@@ -4,6 +4,7 @@
 
 mod describe;
 mod get;
+mod node;
 
 use clap::{Parser, Subcommand};
 
@@ -21,7 +22,7 @@ struct Cli {
 enum Command {
     /// List datasets and how much of them is cached
     Get(get::Args),
-    /// Show one dataset in detail
+    /// Show one dataset or node in detail
     Describe(describe::Args),
     /// Daemon: turns CacheDatasets into workers, volumes and status
     #[command(hide = true)]

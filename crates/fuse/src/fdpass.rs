@@ -6,8 +6,10 @@
 //! A [`Conn`] has no state beside the socket; when either process dies the other reads the end of the stream.
 
 mod message;
+mod quick;
 
 pub use message::MESSAGE_MAX;
+pub use quick::QuickConn;
 
 use nix::{
     errno::Errno,

@@ -15,6 +15,7 @@
 //! fetched again at the next start.
 #![forbid(unsafe_code)]
 
+mod asker;
 pub mod backend;
 mod catalogs;
 mod error;
@@ -22,3 +23,4 @@ pub mod filesystem;
 pub mod metrics;
 pub mod mounter;
 mod node;
+pub mod passthrough;
