@@ -166,6 +166,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         index.complete(key).is_some() || index.fill(key).is_some_and(|f| f.has(covering(f.size, range)))
     }
 
+    /// As [`Self::open_complete`], if that needs no more than to open the file. Blocks for the disk only.
+    #[must_use]
+    pub fn open_now(&self, key: &ObjectKey) -> Option<File> {
+        self.contains(key).then(|| File::open(scan::data(&self.inner.dir, key)).ok())?
+    }
+
     /// The complete file, read-only. It is never changed again; erasing unlinks it.
     pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
         if !self.contains(key) {

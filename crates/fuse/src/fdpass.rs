@@ -9,6 +9,7 @@ mod message;
 mod quick;
 
 pub use message::MESSAGE_MAX;
+pub(crate) use message::{check, receive};
 pub use quick::QuickConn;
 
 use nix::{

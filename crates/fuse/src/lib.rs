@@ -6,6 +6,7 @@
 //! mountinfo: what is mounted        (SCM_RIGHTS)
 //! control: abort a connection by its minor       backing: files that the kernel reads itself (registered by the plugin,
 //!                                               used in the mounter's answers)
+//! fusermount: the same mount for a user who is not root
 //! ```
 //!
 //! It holds no state of its own. A connection lives as long as one process holds its descriptor; when the last one closes
@@ -15,6 +16,7 @@ pub mod backing;
 pub mod control;
 pub mod device;
 pub mod fdpass;
+pub mod fusermount;
 pub mod limits;
 pub mod map;
 pub mod mountinfo;

@@ -24,3 +24,5 @@ pub mod metrics;
 pub mod mounter;
 mod node;
 pub mod passthrough;
+
+pub use node::OpenFiles;

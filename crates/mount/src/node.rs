@@ -3,7 +3,7 @@
 mod open_files;
 mod reports;
 
-pub(crate) use open_files::OpenFiles;
+pub use open_files::OpenFiles;
 
 use crate::{
     asker::Asker,

@@ -19,6 +19,7 @@ mod catalogs;
 mod connection;
 mod control;
 mod copies;
+pub mod embedded;
 mod folder;
 mod held_up;
 mod jobs;
@@ -31,7 +32,7 @@ mod report;
 mod worker;
 
 use anyhow::Context as _;
-use connection::Mounted;
+use connection::{Keys, Mounted};
 use larder_cache::Floor;
 use larder_core::names;
 use larder_fuse::fdpass::Listener;
@@ -107,6 +108,8 @@ fn dataset_uid(text: &str) -> Result<String, String> {
 
 /// The mounter and root may ask for descriptors; who it is, is checked by the kernel's word, so the file mode may be open.
 const SOCKET_MODE: u32 = 0o666;
+/// The worker before this one gets 15 s to end; a node that is busy may take longer.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for answers to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(6);
 
@@ -130,7 +133,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         node: args.node,
         dataset_uid: args.dataset_uid.clone(),
         dir: args.dir,
-        mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir, folders: Folders::Beneath(args.file_origins) },
+        keys: Keys::Mounted(Mounted {
+            credentials: args.credentials_dir,
+            ca: args.ca_dir,
+            folders: Folders::Beneath(args.file_origins),
+        }),
+        lock_wait: LOCK_WAIT,
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
         peer: larder_peer::Options::default(),

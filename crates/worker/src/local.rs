@@ -1,7 +1,10 @@
 //! Answers to the mounter of this node: descriptors of complete files and catalogs.
 
-use crate::worker::{Worker, locate};
-use larder_core::names::is_digest;
+use crate::{
+    catalogs::Open,
+    worker::{Located, Worker, locate},
+};
+use larder_core::{catalog::CatalogError, names::is_digest};
 use larder_fuse::{
     fdpass::{Conn, FdPassError, Listener},
     protocol::worker::{Reply, Request},
@@ -68,7 +71,7 @@ async fn follow(worker: &Worker, conn: &Conn, snapshot: Arc<str>, files: Vec<(u6
     }
 }
 
-async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
+pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
     let error = |text: String| (Reply::Error(text), None);
     if worker.erased.is_cancelled() {
         return error("the dataset was erased from this node".to_owned());
@@ -78,10 +81,10 @@ async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Optio
         // It comes; until then reads go to the peers.
         return (Reply::Absent { owner: true }, None);
     };
-    let located =
-        tokio::task::spawn_blocking(move || inode.checked_sub(1).map_or(Ok(None), |index| locate(&catalog, index))).await;
-    match located {
-        Ok(Ok(Some(at))) => match worker.cache.open_complete(&at.key).await {
+    let task = Arc::clone(worker);
+    match tokio::task::spawn_blocking(move || open_now(&task, &catalog, inode)).await {
+        Ok(Ok(Some((_, Some(file))))) => (Reply::File {}, Some(file)),
+        Ok(Ok(Some((at, None)))) => match worker.cache.open_complete(&at.key).await {
             Some(file) => (Reply::File {}, Some(file)),
             None => (Reply::Absent { owner: worker.owns(&at.key) }, None),
         },
@@ -89,6 +92,15 @@ async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Optio
         Ok(Err(e)) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
         Err(e) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
     }
+}
+
+/// A file of a catalog, and its content if it is here and needs no more than to be opened. Blocks for the disk only.
+pub(crate) fn open_now(worker: &Worker, catalog: &Open, inode: u64) -> Result<Option<(Located, Option<File>)>, CatalogError> {
+    let located = inode.checked_sub(1).map_or(Ok(None), |index| locate(catalog, index))?;
+    Ok(located.map(|at| {
+        let file = worker.cache.open_now(&at.key);
+        (at, file)
+    }))
 }
 
 async fn catalog(worker: &Arc<Worker>, digest: &str) -> (Reply, Option<File>) {

@@ -2,7 +2,7 @@
 
 use crate::{
     catalogs::Catalogs,
-    connection::{Connections, Mounted},
+    connection::{Connections, Keys},
     copies::AtOrigin,
     folder::{self, Folder, FolderError, State},
     kept::Kept,
@@ -15,7 +15,7 @@ use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Received};
 use larder_peer::Roster;
 use parking_lot::Mutex;
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,7 +25,9 @@ pub(crate) struct Settings {
     pub node: String,
     pub dataset_uid: String,
     pub dir: PathBuf,
-    pub mounted: Mounted,
+    pub keys: Keys,
+    /// Longest wait for another process that uses the folder.
+    pub lock_wait: Duration,
     pub floor: Floor,
     pub in_flight: u64,
     pub peer: larder_peer::Options,
@@ -45,7 +47,7 @@ pub(crate) struct Worker {
     pub node: String,
     pub dataset_uid: String,
     pub folder: Folder,
-    pub mounted: Mounted,
+    pub keys: Keys,
     pub cache: Cache<OriginError>,
     pub catalogs: Catalogs,
     pub orders: watch::Sender<Option<Arc<Orders>>>,
@@ -87,7 +89,7 @@ const PAST_CACHE: usize = 16;
 impl Worker {
     /// Takes the folder over, as a worker before it left it. Blocks.
     pub fn open(settings: Settings, roster: watch::Receiver<Arc<Roster>>, metrics: Metrics) -> Result<Self, OpenError> {
-        let folder = Folder::open(&settings.dir)?;
+        let folder = Folder::open(&settings.dir, settings.lock_wait)?;
         let orders: Option<Orders> = folder::load(&folder.orders_file());
         let state: State = folder::load(&folder.state_file()).unwrap_or_default();
         let catalogs = Catalogs::load(&folder.catalogs())?;
@@ -110,7 +112,7 @@ impl Worker {
             node: settings.node,
             dataset_uid: settings.dataset_uid,
             folder,
-            mounted: settings.mounted,
+            keys: settings.keys,
             cache,
             catalogs,
             orders: watch::Sender::new(orders.map(Arc::new)),

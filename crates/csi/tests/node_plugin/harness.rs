@@ -76,7 +76,7 @@ impl Lab {
             return None;
         }
         let watchdog = start_watchdog(base.path());
-        let _ = tokio::task::spawn_blocking(|| larder_telemetry::init("off")).await;
+        let _ = tokio::task::spawn_blocking(|| larder_telemetry::init("off", larder_telemetry::Format::Json)).await;
         for folder in ["k/pods", "h/r/mounter", "h/r/worker", "h/mnt/nvme0", "c"] {
             fs::create_dir_all(base.path().join(folder)).unwrap();
         }

@@ -14,7 +14,7 @@ type Key = (u64, u64);
 
 /// By session and inode.
 #[derive(Debug)]
-pub(crate) struct OpenFiles {
+pub struct OpenFiles {
     files: Cache<Key, Arc<File>>,
     heard: Cache<Key, Heard>,
 }
@@ -29,24 +29,31 @@ enum Heard {
 }
 
 impl OpenFiles {
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// At most `capacity` files stay open.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
         Self { files: Cache::new(capacity), heard: Cache::new(HEARD_CAPACITY) }
     }
 
-    pub(crate) fn get(&self, session: u64, inode: u64) -> Option<Arc<File>> {
+    /// The file, if it is open.
+    #[must_use]
+    pub fn get(&self, session: u64, inode: u64) -> Option<Arc<File>> {
         self.files.get(&(session, inode))
     }
 
-    pub(crate) fn insert(&self, session: u64, inode: u64, file: Arc<File>) {
+    /// Keeps it open.
+    pub fn insert(&self, session: u64, inode: u64, file: Arc<File>) {
         self.files.insert((session, inode), file);
     }
 
-    pub(crate) fn is_absent(&self, session: u64, inode: u64) -> bool {
+    /// Is it known not to be here?
+    #[must_use]
+    pub fn is_absent(&self, session: u64, inode: u64) -> bool {
         matches!(self.heard.get(&(session, inode)), Some(Heard::Absent(until)) if Instant::now() < until)
     }
 
     /// Remembers an answer to what was asked at `asked`, unless the file has arrived since.
-    pub(crate) fn set_absent(&self, session: u64, inode: u64, asked: Instant, time: Duration) {
+    pub fn set_absent(&self, session: u64, inode: u64, asked: Instant, time: Duration) {
         let key = (session, inode);
         self.files.remove(&key);
         if !matches!(self.heard.get(&key), Some(Heard::Arrived(at)) if asked <= at) {

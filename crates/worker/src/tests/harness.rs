@@ -2,7 +2,7 @@
 
 use crate::{
     Listeners,
-    connection::Mounted,
+    connection::{Keys, Mounted},
     metrics::Metrics,
     serve,
     worker::{Settings, Worker},
@@ -79,11 +79,12 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
         node: node.into(),
         dataset_uid: UID.into(),
         dir: dir.to_owned(),
-        mounted: Mounted {
+        keys: Keys::Mounted(Mounted {
             credentials: dir.with_file_name("credentials"),
             ca: dir.with_file_name("ca"),
             folders: Folders::Beneath(vec![dir.with_file_name("origin")]),
-        },
+        }),
+        lock_wait: Duration::from_secs(60),
         floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
         peer,
