@@ -29,6 +29,12 @@ pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
 pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
 /// Bytes given to other workers from the own disk: to new owners, and for copies that they keep.
 pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
+/// Complete files that were found to be bad and went to the quarantine.
+pub const DAMAGED_FILES: &str = "larder_worker_damaged_files";
+/// Bytes that were read only to compare them with their checksums.
+pub const COMPARED_BYTES: &str = "larder_worker_compared_bytes";
+/// When the scrub last had read every file, in seconds since 1970; 0: not yet.
+pub const SCRUBBED_TIME: &str = "larder_worker_scrubbed_timestamp_seconds";
 /// Files of other nodes copied to this one because pods here read them.
 pub const KEPT_FILES: &str = "larder_worker_kept_files";
 /// Their bytes.
@@ -64,6 +70,7 @@ pub(crate) struct Metrics {
     pub served: Family<BySource, Counter>,
     pub copied_bytes: Counter,
     pub given_bytes: Counter,
+    pub damaged_files: Counter,
     pub kept_files: Counter,
     pub kept_bytes: Counter,
     pub not_kept: Family<ByReason, Counter>,
@@ -76,6 +83,7 @@ impl Metrics {
         registry.register_collector(Box::new(Live(Arc::clone(&m.worker))));
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
         registry.register(COPIED_BYTES, "Bytes copied from former owners instead of the origin", m.copied_bytes.clone());
+        registry.register(DAMAGED_FILES, "Complete files that were found to be bad", m.damaged_files.clone());
         registry.register(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
         registry.register(KEPT_FILES, "Files of other nodes copied because pods here read them", m.kept_files.clone());
         registry.register(KEPT_BYTES, "Bytes of such files", m.kept_bytes.clone());
@@ -97,17 +105,24 @@ impl fmt::Debug for Live {
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(worker) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
-        let usage = worker.cache.usage();
+        let (usage, integrity) = (worker.cache.usage(), worker.cache.integrity());
         let gauges = [
             (CACHED_BYTES, "Bytes of complete files on this node", usage.bytes),
             (CACHED_FILES, "Complete files on this node", usage.files),
+            (SCRUBBED_TIME, "When the scrub last had read every file", integrity.scrubbed.unwrap_or(0)),
         ];
         for (name, help, value) in gauges {
             let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value.cast_signed()).encode(encoder)?;
         }
-        let help = "Bytes of objects received from the origin, retries included";
-        let encoder = encoder.encode_descriptor(ORIGIN_BYTES, help, None, MetricType::Counter)?;
-        ConstCounter::new(worker.received.objects()).encode(encoder)
+        let counters = [
+            (ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", worker.received.objects()),
+            (COMPARED_BYTES, "Bytes read only to compare them with their checksums", integrity.compared_bytes),
+        ];
+        for (name, help, value) in counters {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(encoder)?;
+        }
+        Ok(())
     }
 }
