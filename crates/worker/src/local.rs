@@ -83,7 +83,7 @@ pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (R
     match located {
         Ok(Ok(Some(at))) => match worker.cache.open_complete(&at.key).await {
             Some(file) => (Reply::File {}, Some(file)),
-            None => (Reply::Absent { owner: worker.owns(&at.key) }, None),
+            None => (Reply::Absent { owner: worker.holds(&at.key) }, None),
         },
         Ok(Ok(None)) => error(format!("inode {inode} of snapshot {snapshot} is no file")),
         Ok(Err(e)) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),

@@ -92,8 +92,10 @@ impl Transport {
         dataset_uid: &str,
         key: &ObjectKey,
         range: &Range<u64>,
+        fetch: Option<(&str, u64)>,
     ) -> Result<(Bytes, u32), Failure> {
-        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}");
+        let fetch = fetch.map_or_else(String::new, |(snapshot, inode)| format!("?snapshot={snapshot}&inode={inode}"));
+        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}{fetch}");
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let crc = parts.headers.get(CRC_HEADER).and_then(|v| u32::from_str_radix(v.to_str().ok()?, 16).ok());
         let crc = crc.ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
