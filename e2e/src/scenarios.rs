@@ -39,8 +39,8 @@ pub const ALL: &[Test] = &[
         .without_larder(),
     Test::new("first_light", demo::first_light).within(Duration::from_secs(400)),
     Test::new(
-        "a_training_job_notices_a_byte_that_changed_on_a_disk",
-        damage::a_training_job_notices_a_byte_that_changed_on_a_disk,
+        "a_byte_that_changed_on_a_disk_reaches_no_pod_after_the_worker_restarted",
+        damage::a_byte_that_changed_on_a_disk_reaches_no_pod_after_the_worker_restarted,
     )
     .within(LONG),
     Test::new("a_training_job_notices_a_file_that_is_not_there", damage::a_training_job_notices_a_file_that_is_not_there)

@@ -1,24 +1,28 @@
 //! The cache as its users see it.
 
+mod check;
 mod chunk;
+mod scrub;
 
 use crate::{
-    CHUNK, CacheError, Floor, ReadError, chunk_range, chunks,
+    CHUNK, CacheError, Checked, Floor, Keep, Object, ReadError, blocks, chunk_range, chunks,
     fill::{self, Chunk, Fill},
     index::Index,
-    scan,
-    sidecar::crc32c,
+    quarantine, scan,
+    sidecar::Sidecar,
     space::Space,
+    unreadable::{Unreadable, off},
 };
 use bytes::Bytes;
+pub use check::Integrity;
+use check::{Checks, Damaged};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use larder_core::key::ObjectKey;
 use parking_lot::Mutex;
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     ops::Range,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -76,6 +80,10 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
     dir: PathBuf,
     index: Mutex<Index<E>>,
     space: Space,
+    sidecars: Sidecars,
+    checks: Checks,
+    damaged: Damaged,
+    scrubbed: Mutex<scrub::Progress>,
     /// In KiB.
     budget: Semaphore,
     background: Semaphore,
@@ -98,6 +106,21 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
 enum Lane {
     Reader,
     Background,
+}
+
+/// Sidecars in memory, so that a read does not read one each time.
+type Sidecars = quick_cache::sync::Cache<ObjectKey, Arc<Sidecar>, SidecarWeight>;
+/// Bytes of them: those of 250 GiB of files that are being read.
+const SIDECARS: usize = 16 << 20;
+
+#[derive(Clone)]
+struct SidecarWeight;
+
+impl quick_cache::Weighter<ObjectKey, Arc<Sidecar>> for SidecarWeight {
+    fn weight(&self, _: &ObjectKey, sidecar: &Arc<Sidecar>) -> u64 {
+        // 150: the key, the entry and the headers of the allocations.
+        150 + 4 * sidecar.crcs.len() as u64
+    }
 }
 
 enum Found<E: std::error::Error + Clone + Send + Sync + 'static> {
@@ -123,6 +146,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
                 dir: dir.to_owned(),
                 index: Mutex::new(Index::new(complete, options.quota)),
                 space: Space::new(options.floor),
+                sidecars: Sidecars::with_weighter(SIDECARS / 1024, SIDECARS as u64, SidecarWeight),
+                checks: Checks::default(),
+                damaged: Damaged::default(),
+                scrubbed: Mutex::new(scrub::Progress::load(dir)),
                 budget: Semaphore::new(budget),
                 background: Semaphore::new((budget * 3 / 4).max((CHUNK >> 10) as usize)),
                 closed: CancellationToken::new(),
@@ -166,54 +193,29 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         index.complete(key).is_some() || index.fill(key).is_some_and(|f| f.has(covering(f.size, range)))
     }
 
-    /// The complete file, read-only. It is never changed again; erasing unlinks it.
-    pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
-        if !self.contains(key) {
-            return None;
-        }
-        let path = scan::data(&self.inner.dir, key);
-        let open = path.clone();
-        match blocking("open", &path, move || File::open(open)).await {
-            Ok(file) => Some(file),
-            Err(e) => {
-                self.discard(key, &e).await;
-                None
-            }
-        }
-    }
-
-    /// A whole chunk that is on the disk: the file that holds it and the CRC-32C it was written with. Fetches nothing and waits
-    /// for nobody.
-    pub async fn chunk_here(&self, key: &ObjectKey, range: &Range<u64>) -> Option<(File, u32)> {
+    /// A whole chunk that is on the disk, compared with the checksums it was written with. Fetches nothing and waits for nobody.
+    pub async fn chunk_here(&self, key: &ObjectKey, range: &Range<u64>) -> Option<Checked> {
         let n = range.start / CHUNK;
-        let fill = {
+        let (size, fill) = {
             let index = self.inner.index.lock();
             let fill = index.fill(key).cloned();
-            let size = index.complete(key).or(fill.as_ref().map(|f| f.size))?;
-            if chunk_range(size, n) != *range {
-                return None;
-            }
-            fill
+            (index.complete(key).map(|e| e.size).or(fill.as_ref().map(|f| f.size))?, fill)
         };
-        if let Some(fill) = fill {
-            let crc = if let Chunk::Present(crc) = fill.chunks.lock()[n as usize] { crc } else { return None };
-            return Some((fill.start.clone().await.ok()?.try_clone().ok()?, crc));
+        if range.start >= size || chunk_range(size, n) != *range {
+            return None;
         }
-        let path = scan::data(&self.inner.dir, key);
-        let open = path.clone();
-        let opened = blocking("open", &path, move || {
-            let sidecar = scan::read_sidecar(&open).map_err(io::Error::other)?;
-            Ok((File::open(&open)?, sidecar))
-        });
-        let (file, sidecar) = opened.await.ok()?;
-        Some((file, *sidecar.crcs.get(n as usize)?))
+        match fill {
+            Some(fill) if fill.has(n..n + 1) => self.read_fill(&fill, range).await.ok(),
+            Some(_) => None,
+            None => self.read_complete(key, range).await.ok(),
+        }
     }
 
     /// Waits until the fetch of this chunk has ended, if one is under way; begins none.
     pub async fn landed(&self, key: &ObjectKey, range: &Range<u64>) {
         let fill = self.inner.index.lock().fill(key).cloned();
         let Some(fill) = fill else { return };
-        let flight = match fill.chunks.lock().get((range.start / CHUNK) as usize) {
+        let flight = match fill.map.lock().chunks.get((range.start / CHUNK) as usize) {
             Some(Chunk::Flying(flight)) => flight.clone(),
             _ => return,
         };
@@ -221,60 +223,46 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let _ = flight.await;
     }
 
-    /// Reads a range; what is not on the disk is fetched in whole chunks and kept. The range lies inside the object.
+    /// Reads a range; what is not on the disk is fetched in whole chunks and kept. The range lies inside the object. Bytes on
+    /// the disk that are not what was written are fetched again.
     ///
     /// # Errors
     /// [`ReadError::Cache`]: this disk cannot keep or give it, the bytes can be had past it. Else the fetcher's error.
-    pub async fn read_range<F, Fut>(
-        &self,
-        key: &ObjectKey,
-        size: u64,
-        range: Range<u64>,
-        fetch: F,
-    ) -> Result<Bytes, ReadError<E>>
+    pub async fn read_range<F, Fut>(&self, object: &Object, range: Range<u64>, fetch: F) -> Result<Checked, ReadError<E>>
     where
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let mut last = None;
+        let mut last = CacheError::Erased { path: self.inner.dir.clone() };
         for _ in 0..TRIES {
-            let read = match self.find(key, size)? {
-                Found::Complete => {
-                    let path = scan::data(&self.inner.dir, key);
-                    let range = range.clone();
-                    blocking("read", &path.clone(), move || pread(&File::open(path)?, &range)).await
-                }
+            let read = match self.find(object)? {
+                Found::Complete => self.read_complete(&object.key, &range).await,
                 Found::Fill(fill) => {
-                    self.chunks(&fill, covering(size, &range), &fetch).await?;
-                    let file = fill.start.clone().await?;
-                    let range = range.clone();
-                    blocking("read", &fill::path(&self.inner.dir, key), move || pread(&file, &range)).await
+                    self.chunks(&fill, covering(object.size, &range), &fetch).await?;
+                    self.read_fill(&fill, &range).await
                 }
             };
             match read {
-                Ok(bytes) => return Ok(bytes),
-                Err(e) => {
-                    self.discard(key, &e).await;
-                    last = Some(e);
-                }
+                Ok(checked) => return Ok(checked),
+                Err(e) => last = e,
             }
         }
-        Err(last.unwrap_or_else(|| CacheError::Erased { path: self.inner.dir.clone() }).into())
+        Err(last.into())
     }
 
     /// Fetches the whole object, `parallel` chunks at once, and waits until it is complete and durable.
     ///
     /// # Errors
     /// As [`Self::read_range`]; chunks that are there stay, so that another attempt goes on.
-    pub async fn fill<F, Fut>(&self, key: &ObjectKey, size: u64, parallel: usize, fetch: F) -> Result<(), ReadError<E>>
+    pub async fn fill<F, Fut>(&self, object: &Object, parallel: usize, fetch: F) -> Result<(), ReadError<E>>
     where
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let Found::Fill(fill) = self.find(key, size)? else { return Ok(()) };
+        let Found::Fill(fill) = self.find(object)? else { return Ok(()) };
         let present = || futures::future::ready(Ok(())).boxed().shared();
-        let flights =
-            (0..chunks(size)).map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
+        let flights = (0..chunks(object.size))
+            .map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
         let mut flights = stream::iter(flights).buffer_unordered(parallel.max(1));
         while let Some(flown) = flights.next().await {
             flown?;
@@ -284,39 +272,6 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let ended = ended.wait_for(Option::is_some).await;
         ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Erased { path: self.inner.dir.clone() }))?;
         Ok(())
-    }
-
-    /// Reads the whole file and compares it with its checksums; a file that does not match is thrown away.
-    ///
-    /// # Errors
-    /// The disk's; the file is thrown away then too.
-    pub async fn verify(&self, key: &ObjectKey) -> Result<bool, CacheError> {
-        if !self.contains(key) {
-            return Ok(false);
-        }
-        let path = scan::data(&self.inner.dir, key);
-        let good = blocking("verify", &path.clone(), move || {
-            let sidecar = scan::read_sidecar(&path).map_err(io::Error::other)?;
-            let file = File::open(&path)?;
-            let mut crcs = sidecar.crcs.iter().enumerate();
-            crcs.try_fold(true, |good, (n, crc)| {
-                let range = chunk_range(sidecar.size, n as u64);
-                Ok::<_, io::Error>(good && crc32c(&pread(&file, &range)?) == *crc)
-            })
-        })
-        .await;
-        match good {
-            Ok(true) => Ok(true),
-            Ok(false) => {
-                let path = scan::data(&self.inner.dir, key);
-                self.discard(key, &CacheError::disk("verify", path)(io::ErrorKind::InvalidData.into())).await;
-                Ok(false)
-            }
-            Err(e) => {
-                self.discard(key, &e).await;
-                Err(e)
-            }
-        }
     }
 
     /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
@@ -333,7 +288,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         blocking("unlink files in", &self.inner.dir, move || {
             inner.end_dropped(&idle);
             let count = (unwanted.len() + idle.len()) as u64;
-            unwanted.iter().try_for_each(|key| unlink(&scan::data(&inner.dir, key))).map(|()| count)
+            unwanted.iter().try_for_each(|key| scan::unlink(&scan::data(&inner.dir, key))).map(|()| count)
         })
         .await
     }
@@ -370,7 +325,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let dir = self.inner.dir.clone();
         blocking("erase", &dir.clone(), move || {
             let mut freed = 0;
-            for folder in ["data", "fill"].map(|f| dir.join(f)) {
+            scrub::forget(&dir)?;
+            for folder in [dir.join("data"), dir.join("fill"), quarantine::folder(&dir)] {
                 freed += allocated(&folder)?;
                 match fs::remove_dir_all(&folder) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -383,16 +339,19 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     }
 
     /// The complete file or its fill; a new fill if there is neither.
-    fn find(&self, key: &ObjectKey, size: u64) -> Result<Found<E>, CacheError> {
-        let inner = &self.inner;
+    fn find(&self, object: &Object) -> Result<Found<E>, CacheError> {
+        let (inner, Object { key, size, keep }) = (&self.inner, *object);
         let mut index = inner.index.lock();
         if index.erased {
             return Err(CacheError::Erased { path: inner.dir.clone() });
         }
-        if index.complete(key).is_some() {
+        if keep == Keep::Own {
+            index.own(&key);
+        }
+        if index.complete(&key).is_some() {
             return Ok(Found::Complete);
         }
-        if let Some(fill) = index.fill(key) {
+        if let Some(fill) = index.fill(&key) {
             return Ok(Found::Fill(Arc::clone(fill)));
         }
         let free = index.free();
@@ -400,17 +359,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need: size, free, quota: index.quota() });
         }
         let task = inner.tasks.spawn_blocking({
-            let (inner, key) = (Arc::clone(inner), *key);
+            let inner = Arc::clone(inner);
             move || {
                 let file = fill::create(&inner.dir, &key)?;
                 inner.space.reserve(&inner.dir, &fill::path(&inner.dir, &key), &file, size)?;
                 Ok(Arc::new(file))
             }
         });
-        let path = fill::path(&inner.dir, key);
+        let path = fill::path(&inner.dir, &key);
         let start = async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("make", path)(io::Error::other(e)))) };
-        let fill = Arc::new(Fill::new(*key, size, start.boxed().shared()));
-        index.begin(&fill);
+        let fill = Arc::new(Fill::new(key, size, start.boxed().shared()));
+        index.begin(&fill, keep);
         drop(index);
         chunk::started(inner, &fill);
         Ok(Found::Fill(fill))
@@ -439,40 +398,24 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         Ok(())
     }
 
-    /// Throws a file away that cannot be read.
-    async fn discard(&self, key: &ObjectKey, why: &CacheError) {
-        if !self.inner.index.lock().forget(key) {
-            return;
-        }
-        tracing::warn!(%key, error = %why, "thrown away; it is fetched again");
-        let path = scan::data(&self.inner.dir, key);
-        let file = path.clone();
-        if let Err(e) = blocking("remove", &path, move || unlink(&file)).await {
-            tracing::warn!(%key, error = %e, "a file that cannot be read stays on the disk");
-        }
+    /// Chunks that are on the disk, from a file that is being filled. A bad one is missing from then on.
+    async fn read_fill(&self, fill: &Arc<Fill<E>>, range: &Range<u64>) -> Result<Checked, CacheError> {
+        let file = fill.start.clone().await?;
+        let (size, crcs, at) = (fill.size, fill.crcs(range), range.clone());
+        off(move || blocks::read(&file, size, &at, &crcs)).await.map_err(|e| {
+            let path = fill::path(&self.inner.dir, &fill.key);
+            if let Unreadable::Rotten { start, .. } = e {
+                tracing::warn!(path = %path.display(), error = %e, "a chunk of an unfinished file is bad; it is fetched again");
+                fill.lost(start / CHUNK);
+            }
+            e.of("read", &path)
+        })
     }
-}
-
-/// Removes a complete file and its sidecar, if they are there.
-fn unlink(file: &Path) -> io::Result<()> {
-    for path in [file.to_owned(), scan::meta(file)] {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Chunks that hold a range.
 fn covering(size: u64, range: &Range<u64>) -> Range<u64> {
     if range.is_empty() { 0..0 } else { range.start / CHUNK..range.end.div_ceil(CHUNK).min(chunks(size)) }
-}
-
-fn pread(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
-    let mut buf = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut buf, range.start)?;
-    Ok(buf.into())
 }
 
 fn allocated(path: &Path) -> io::Result<u64> {

@@ -1,13 +1,32 @@
 //! What is known in memory: complete files, fills, and how much of the quota they use.
 
-use crate::fill::Fill;
+use crate::{Keep, fill::Fill};
 use larder_core::key::ObjectKey;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
+
+/// A complete file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub size: u64,
+    pub keep: Keep,
+    /// Filled or read against its checksums in this run of the process.
+    pub verified: bool,
+}
+
+struct Filling<E: std::error::Error + Clone + Send + Sync + 'static> {
+    fill: Arc<Fill<E>>,
+    keep: Keep,
+}
 
 /// Complete files use what they are long, fills what they will be long.
 pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
-    complete: HashMap<ObjectKey, u64>,
-    fills: HashMap<ObjectKey, Arc<Fill<E>>>,
+    /// Ordered, so that the scrub can go on behind the key where it was.
+    complete: BTreeMap<ObjectKey, Entry>,
+    fills: HashMap<ObjectKey, Filling<E>>,
     complete_bytes: u64,
     fill_bytes: u64,
     quota: u64,
@@ -15,8 +34,11 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
-    pub fn new(complete: HashMap<ObjectKey, u64>, quota: u64) -> Self {
-        let complete_bytes = complete.values().sum();
+    /// Nobody knows yet whether the files are what they were.
+    pub fn new(complete: impl IntoIterator<Item = (ObjectKey, u64)>, quota: u64) -> Self {
+        let entry = |size| Entry { size, keep: Keep::Own, verified: false };
+        let complete: BTreeMap<_, _> = complete.into_iter().map(|(key, size)| (key, entry(size))).collect();
+        let complete_bytes = complete.values().map(|e| e.size).sum();
         Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, erased: false }
     }
 
@@ -41,35 +63,57 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         (self.complete_bytes, self.fill_bytes)
     }
 
-    pub fn complete(&self, key: &ObjectKey) -> Option<u64> {
+    pub fn complete(&self, key: &ObjectKey) -> Option<Entry> {
         self.complete.get(key).copied()
     }
 
-    pub fn fill(&self, key: &ObjectKey) -> Option<&Arc<Fill<E>>> {
-        self.fills.get(key)
+    /// The next complete file in the order of keys.
+    pub fn next(&self, behind: Option<&ObjectKey>) -> Option<(ObjectKey, Entry)> {
+        let from = behind.map_or(Bound::Unbounded, Bound::Excluded);
+        self.complete.range((from, Bound::Unbounded)).next().map(|(key, entry)| (*key, *entry))
     }
 
-    pub fn begin(&mut self, fill: &Arc<Fill<E>>) {
+    pub fn verified(&mut self, key: &ObjectKey) {
+        if let Some(entry) = self.complete.get_mut(key) {
+            entry.verified = true;
+        }
+    }
+
+    pub fn fill(&self, key: &ObjectKey) -> Option<&Arc<Fill<E>>> {
+        self.fills.get(key).map(|f| &f.fill)
+    }
+
+    pub fn begin(&mut self, fill: &Arc<Fill<E>>, keep: Keep) {
         self.fill_bytes += fill.size;
-        self.fills.insert(fill.key, Arc::clone(fill));
+        self.fills.insert(fill.key, Filling { fill: Arc::clone(fill), keep });
     }
 
     /// Ends a fill, if it is still the one of its key.
     pub fn end(&mut self, fill: &Fill<E>, complete: bool) {
-        if self.fills.get(&fill.key).is_some_and(|f| std::ptr::eq(&raw const **f, fill)) {
-            self.fills.remove(&fill.key);
-            self.fill_bytes -= fill.size;
-            if complete {
-                self.complete_bytes += fill.size;
-                self.complete.insert(fill.key, fill.size);
-            }
+        if self.fills.get(&fill.key).is_none_or(|f| !std::ptr::eq(&raw const *f.fill, fill)) {
+            return;
+        }
+        let ended = self.fills.remove(&fill.key);
+        self.fill_bytes -= fill.size;
+        if let Some(Filling { keep, .. }) = ended.filter(|_| complete) {
+            self.complete_bytes += fill.size;
+            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true });
         }
     }
 
-    pub fn forget(&mut self, key: &ObjectKey) -> bool {
-        let size = self.complete.remove(key);
-        self.complete_bytes -= size.unwrap_or(0);
-        size.is_some()
+    /// What someone wants as the node's own is no mere copy any more.
+    pub fn own(&mut self, key: &ObjectKey) {
+        if let Some(entry) = self.complete.get_mut(key) {
+            entry.keep = Keep::Own;
+        } else if let Some(filling) = self.fills.get_mut(key) {
+            filling.keep = Keep::Own;
+        }
+    }
+
+    pub fn forget(&mut self, key: &ObjectKey) -> Option<Entry> {
+        let entry = self.complete.remove(key)?;
+        self.complete_bytes -= entry.size;
+        Some(entry)
     }
 
     /// Forgets the complete files that are not to be kept.
@@ -83,7 +127,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
 
     /// Marks the fills that are not to be kept and that nobody works on as dropped.
     pub fn drop_idle(&self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<Arc<Fill<E>>> {
-        self.fills.values().filter(|f| !keep(&f.key) && f.drop_if_idle()).cloned().collect()
+        self.fills.values().map(|f| &f.fill).filter(|f| !keep(&f.key) && f.drop_if_idle()).cloned().collect()
     }
 
     pub fn clear(&mut self) {

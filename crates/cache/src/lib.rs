@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! <dir>/data/<aa>/<key>        a complete object: plain file, same bytes at the same offsets, never changed again
-//! <dir>/data/<aa>/<key>.meta   its sidecar: size, chunk size, CRC-32C of each chunk; written before the file is put there
+//! <dir>/data/<aa>/<key>.meta   its sidecar: size, CRC-32C of each block; written before the file is put there
 //! <dir>/fill/<key>             an object on its way: all space reserved, chunks written as they come
+//! <dir>/quarantine/<key>       a complete file that turned out to be bad, for people to look at
+//! <dir>/scrub                  how far the background read of all files is
 //!
-//! read_range ─► complete file? ─► pread
+//! read_range ─► complete file? ─► pread, each block compared
 //!                    │ no
 //!                    ▼
 //!              fill (one per key) ─► chunk: missing ─► in flight (one fetch, all readers share it) ─► present
@@ -19,20 +21,25 @@
 //! A fetch runs in a task of its own: a reader that goes away takes nothing from the others. No lock is held over I/O.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod cache;
 mod error;
 mod fill;
 mod index;
+mod object;
+mod quarantine;
 mod scan;
 mod sidecar;
 mod space;
+mod unreadable;
 
-pub use cache::{Cache, Options, Usage};
+pub use blocks::Checked;
+pub use cache::{Cache, Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};
-pub use sidecar::crc32c;
+pub use object::{Keep, Object};
 pub use space::Floor;
 
-/// Unit of fetch and checksum. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that
+/// Unit of fetch. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that
 /// a random read does not wait long.
 pub const CHUNK: u64 = 4 << 20;
 

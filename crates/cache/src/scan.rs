@@ -8,11 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Name of a sidecar.
-pub(crate) fn meta(data: &Path) -> PathBuf {
-    data.with_extension("meta")
-}
-
 /// Name of a complete file.
 pub(crate) fn data(dir: &Path, key: &ObjectKey) -> PathBuf {
     let name = key.to_string();
@@ -63,17 +58,8 @@ fn whole(dir: &Path, path: &Path) -> Option<(ObjectKey, u64)> {
         return None;
     }
     let length = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?.len();
-    let sidecar = read_sidecar(path).ok()?;
+    let sidecar = sidecar::load(path).ok()?;
     (sidecar.size == length).then_some((key, length))
-}
-
-/// The sidecar of a complete file. Blocks.
-pub(crate) fn read_sidecar(path: &Path) -> Result<sidecar::Sidecar, CacheError> {
-    let meta = meta(path);
-    let bytes = fs::metadata(&meta)
-        .and_then(|m| if m.len() > sidecar::LONGEST { Err(io::Error::other("is no sidecar")) } else { fs::read(&meta) });
-    let bytes = bytes.map_err(CacheError::disk("read", &meta))?;
-    sidecar::Sidecar::decode(&bytes).map_err(|e| CacheError::disk("read", &meta)(io::Error::other(e)))
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, CacheError> {
@@ -84,4 +70,15 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, CacheError> {
 fn remove(path: &Path) -> Result<u64, CacheError> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map(|()| 1).map_err(CacheError::disk("remove", path))
+}
+
+/// Removes a file and its sidecar, if they are there. Blocks.
+pub(crate) fn unlink(file: &Path) -> io::Result<()> {
+    for path in [file.to_owned(), sidecar::path(file)] {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -1,30 +1,32 @@
 //! The sidecar beside a complete file. All numbers little-endian.
 //!
 //! ```text
-//! 0   magic "LARDRMET"     8   version u32      12  chunk size u32
-//! 16  size u64             24  chunks u32       28  CRC-32C of bytes 0..28 and of the table
-//! 32  CRC-32C of each chunk, 4 bytes each
+//! 0   magic "LARDRMET"     8   version u32      12  block size u32
+//! 16  size u64             24  blocks u32       28  CRC-32C of bytes 0..28 and of the table
+//! 32  CRC-32C of each block, 4 bytes each
 //! ```
+//!
+//! The checksum of a chunk, of any range cut at blocks, and of the whole file follow from the table (`larder_core::checksum`).
 
-use crate::CHUNK;
+use crate::{blocks::block_size, unreadable::Unreadable};
+use larder_core::checksum::crc32c;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 const MAGIC: &[u8; 8] = b"LARDRMET";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 32;
 
 /// Largest sidecar that is read: that of an object of 5 TiB, S3's limit, with room. A larger file is not one of ours.
-pub(crate) const LONGEST: u64 = 32 << 20;
+const LONGEST: u64 = 8 << 20;
 
-/// The checksum of a chunk.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    // A 32-bit algorithm: the upper half is zero.
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
-
+/// What a complete file was written with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sidecar {
     pub size: u64,
+    /// One of each block.
     pub crcs: Vec<u32>,
 }
 
@@ -32,12 +34,26 @@ pub(crate) struct Sidecar {
 #[error("sidecar is not usable: {0}")]
 pub(crate) struct Unusable(&'static str);
 
+/// Name of the sidecar of a file.
+pub(crate) fn path(data: &Path) -> PathBuf {
+    data.with_extension("meta")
+}
+
+/// The sidecar of a file. Blocks.
+pub(crate) fn load(data: &Path) -> Result<Sidecar, Unreadable> {
+    let path = path(data);
+    if fs::metadata(&path)?.len() > LONGEST {
+        return Err(Unreadable::Sidecar(Unusable("too long")));
+    }
+    Sidecar::decode(&fs::read(&path)?).map_err(Unreadable::Sidecar)
+}
+
 impl Sidecar {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER + 4 * self.crcs.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&(CHUNK as u32).to_le_bytes());
+        out.extend_from_slice(&(block_size(self.size) as u32).to_le_bytes());
         out.extend_from_slice(&self.size.to_le_bytes());
         out.extend_from_slice(&(self.crcs.len() as u32).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -52,12 +68,12 @@ impl Sidecar {
             return Err(Unusable("no sidecar"));
         }
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if u32_at(8) != VERSION || u64::from(u32_at(12)) != CHUNK {
+        let size = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
+        if u32_at(8) != VERSION || u64::from(u32_at(12)) != block_size(size) {
             return Err(Unusable("written by another version of Larder"));
         }
-        let size = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
         let count = u32_at(24) as usize;
-        if crate::chunks(size) != count as u64 || bytes.len() != HEADER + 4 * count {
+        if size.div_ceil(block_size(size)) != count as u64 || bytes.len() != HEADER + 4 * count {
             return Err(Unusable("not as long as its header says"));
         }
         if u32_at(28) != own_crc(bytes) {
@@ -68,10 +84,9 @@ impl Sidecar {
 }
 
 fn own_crc(bytes: &[u8]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    digest.update(&bytes[..28]);
-    digest.update(&bytes[HEADER..]);
-    digest.finalize() as u32
+    use larder_core::checksum::Joined;
+    let (head, table) = (&bytes[..28], &bytes[HEADER..]);
+    Joined::default().then(crc32c(head), head.len() as u64).then(crc32c(table), table.len() as u64).crc32c()
 }
 
 #[cfg(test)]
@@ -80,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_and_every_flipped_byte_is_noticed() {
-        for (size, n) in [(0, 0), (1, 1), (CHUNK, 1), (CHUNK + 1, 2)] {
+        for (size, n) in [(0, 0), (1, 1), (1 << 16, 1), ((1 << 16) + 1, 2)] {
             let sidecar = Sidecar { size, crcs: vec![0xdead_beef; n] };
             let bytes = sidecar.encode();
             assert_eq!(Sidecar::decode(&bytes), Ok(sidecar));

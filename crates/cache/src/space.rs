@@ -71,7 +71,8 @@ impl Space {
     fn reserve_now(&self, folder: &Path, path: &Path, file: &File, len: u64, reserving: u64) -> Result<(), CacheError> {
         let (free, floor) = self.look(folder)?;
         let full = || CacheError::DiskFull { path: folder.to_owned(), need: len, free, floor };
-        if free.saturating_sub(reserving) < floor {
+        // Also with a floor of 0: a reservation that fails half-way has filled the disk of everyone else for a moment.
+        if free < reserving.saturating_add(floor) {
             return Err(full());
         }
         let signed = i64::try_from(len).map_err(|_| full())?;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod checksum;
 pub mod key;
 pub mod names;
 pub mod placement;

@@ -29,7 +29,7 @@ pub const MAX_RANGE: u64 = 64 << 20;
 /// Response header that says where the bytes came from.
 pub const SOURCE_HEADER: &str = "larder-source";
 
-/// Response header of a copy: CRC-32C of its bytes as they were written, eight hex digits.
+/// Response header: CRC-32C of the bytes of the answer, eight hex digits; of a copy, as they were written.
 pub const CRC_HEADER: &str = "larder-crc32c";
 
 /// Where the bytes of an answer came from.

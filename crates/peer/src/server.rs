@@ -7,7 +7,7 @@ use crate::{CRC_HEADER, MAX_RANGE, SOURCE_HEADER, Source};
 use axum::{
     Router,
     extract::{Path, Query, State},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
@@ -63,6 +63,8 @@ pub struct ObjectReply {
     pub source: Source,
     /// Bytes of the whole object.
     pub size: u64,
+    /// CRC-32C of the range; `None`: its end is not here yet.
+    pub crc32c: Option<u32>,
     /// The bytes.
     pub body: Body,
 }
@@ -70,8 +72,8 @@ pub struct ObjectReply {
 /// A chunk as it lies on a disk.
 #[derive(Debug)]
 pub struct CopyReply {
-    /// The file that holds it, at the same offsets as in the object.
-    pub file: File,
+    /// Exactly the range.
+    pub bytes: Bytes,
     /// CRC-32C that it was written with.
     pub crc32c: u32,
 }
@@ -188,6 +190,7 @@ async fn object<S: ObjectSource>(
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
             ],
             [(SOURCE_HEADER, reply.source.as_str())],
+            AppendHeaders(reply.crc32c.map(|crc| (CRC_HEADER, crc_text(crc)))),
             body::of(reply.body, range),
         )
             .into_response(),
@@ -219,11 +222,15 @@ async fn copy<S: ObjectSource>(
                 (header::CONTENT_LENGTH, (range.end - range.start).to_string()),
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
             ],
-            [(CRC_HEADER, format!("{:08x}", copy.crc32c))],
-            body::of(Body::File(copy.file), range),
+            [(CRC_HEADER, crc_text(copy.crc32c))],
+            copy.bytes,
         )
             .into_response(),
     }
+}
+
+fn crc_text(crc: u32) -> String {
+    format!("{crc:08x}")
 }
 
 /// The object and the range that a request is for.

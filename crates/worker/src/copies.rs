@@ -18,8 +18,7 @@ use crate::{
     worker::{Located, Worker},
 };
 use bytes::Bytes;
-use larder_cache::crc32c;
-use larder_core::key::ObjectKey;
+use larder_core::{checksum::crc32c, key::ObjectKey};
 use larder_origin::{Error as OriginError, Reason};
 use larder_peer::{CopyReply, Refusal};
 use parking_lot::Mutex;
@@ -105,8 +104,22 @@ pub(crate) async fn give(
         // Too late is as good as never: the other node asks the origin itself.
         let _ = tokio::time::timeout(LANDING, worker.cache.landed(key, range)).await;
     }
+    let memory = Arc::clone(&worker.serving).acquire_many_owned((range.end - range.start).div_ceil(1024) as u32).await;
+    let memory = memory.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
     let here = worker.cache.chunk_here(key, range).await;
-    let (file, crc32c) = here.ok_or_else(|| Refusal::NotFound(format!("node {} has no copy of {key}", worker.node)))?;
+    let chunk = here.ok_or_else(|| Refusal::NotFound(format!("node {} has no copy of {key}", worker.node)))?;
     worker.metrics.given_bytes.inc_by(range.end - range.start);
-    Ok(CopyReply { file, crc32c })
+    Ok(CopyReply { bytes: Bytes::from_owner(Held { bytes: chunk.bytes, _memory: memory }), crc32c: chunk.crc32c })
+}
+
+/// Bytes that count as memory until they are sent.
+struct Held {
+    bytes: Bytes,
+    _memory: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }

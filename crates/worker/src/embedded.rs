@@ -28,7 +28,7 @@ use larder_fuse::protocol::worker::Reply;
 use larder_origin::Access;
 use larder_peer::{Body, ObjectRef, ObjectRequest, ReadError, Refusal, Roster, Source};
 use larder_proto::control::v1 as pb;
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, io, num::NonZeroU64, ops::Range, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// Name of the only member.
@@ -97,6 +97,7 @@ impl Embedded {
             lock_wait: options.lock_wait,
             floor: options.floor,
             in_flight: options.in_flight,
+            scrub: NonZeroU64::new(crate::SCRUB),
             peer: larder_peer::Options::default(),
         };
         let opened = tokio::task::spawn_blocking(move || Worker::open(settings, watch, Metrics::default())).await;

@@ -6,7 +6,12 @@ pub(crate) mod listing;
 pub(crate) mod preload;
 pub(crate) mod snapshot;
 
-use crate::{connection, orders::Orders, report::folder_problem, worker::Worker};
+use crate::{
+    connection,
+    orders::Orders,
+    report::{Topic, damage_problem, folder_problem},
+    worker::Worker,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -33,6 +38,11 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(preload::run(Arc::clone(worker))));
     spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));
+    spawn(Box::pin(tell_damages(Arc::clone(worker))));
+    if let Some(rate) = worker.scrub {
+        let cache = worker.cache.clone();
+        spawn(Box::pin(async move { cache.scrub(rate.get()).await }));
+    }
     tasks
 }
 
@@ -44,6 +54,9 @@ async fn save(worker: Arc<Worker>) {
         let usage = worker.cache.usage();
         worker.metrics.cached_bytes.set(usage.bytes.cast_signed());
         worker.metrics.cached_files.set(usage.files.cast_signed());
+        let integrity = worker.cache.integrity();
+        worker.metrics.compared_bytes.inc_by(integrity.compared_bytes.saturating_sub(worker.metrics.compared_bytes.get()));
+        worker.metrics.scrubbed.set(integrity.scrubbed.unwrap_or(0).cast_signed());
         let origin = worker.received.objects();
         worker.metrics.origin_bytes.inc_by(origin.saturating_sub(worker.metrics.origin_bytes.get()));
         if worker.state.lock().origin_bytes != origin
@@ -52,6 +65,16 @@ async fn save(worker: Arc<Worker>) {
             let p = folder_problem(&e);
             tracing::warn!(reason = p.reason, message = p.message, "counters are not saved");
         }
+    }
+}
+
+/// Files that turned out to be bad, for the status and the metrics.
+async fn tell_damages(worker: Arc<Worker>) {
+    let mut damages = worker.cache.damages();
+    while damages.changed().await.is_ok() {
+        let files = *damages.borrow_and_update();
+        worker.metrics.damaged_files.inc_by(files.saturating_sub(worker.metrics.damaged_files.get()));
+        worker.report.set(Topic::Integrity, Some(damage_problem(files, &worker.cache.quarantine())));
     }
 }
 

@@ -42,6 +42,7 @@ use larder_proto::control::v1::worker_server::WorkerServer;
 use larder_telemetry::Health;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU64,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -96,6 +97,9 @@ pub struct Args {
     /// Bytes in flight from the origin at the same time (64 MiB)
     #[arg(long, env = "LARDER_IN_FLIGHT_BYTES", default_value_t = 64 << 20)]
     pub in_flight_bytes: u64,
+    /// Bytes per second that are read in the background to find files that went bad on the disk (32 MiB); 0: none
+    #[arg(long, env = "LARDER_SCRUB_BYTES", default_value_t = SCRUB)]
+    pub scrub_bytes: u64,
 }
 
 fn any(port: u16) -> SocketAddr {
@@ -106,6 +110,8 @@ fn dataset_uid(text: &str) -> Result<String, String> {
     if names::is_uid(text) { Ok(text.to_owned()) } else { Err("is no UID of a Kubernetes object".to_owned()) }
 }
 
+/// Bytes a second that the scrub reads at most: 2.6 TiB a day.
+const SCRUB: u64 = 32 << 20;
 /// The mounter and root may ask for descriptors; who it is, is checked by the kernel's word, so the file mode may be open.
 const SOCKET_MODE: u32 = 0o666;
 /// The worker before this one gets 15 s to end; a node that is busy may take longer.
@@ -141,6 +147,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         lock_wait: LOCK_WAIT,
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
+        scrub: NonZeroU64::new(args.scrub_bytes),
         peer: larder_peer::Options::default(),
     };
     let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));

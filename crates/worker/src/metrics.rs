@@ -18,6 +18,12 @@ pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
 pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
 /// Bytes given to other workers from the own disk: to new owners, and for copies that they keep.
 pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
+/// Complete files that were found to be bad and went to the quarantine.
+pub const DAMAGED_FILES: &str = "larder_worker_damaged_files";
+/// Bytes that were read only to compare them with their checksums.
+pub const COMPARED_BYTES: &str = "larder_worker_compared_bytes";
+/// When the scrub last had read every file, in seconds since 1970; 0: not yet.
+pub const SCRUBBED_TIME: &str = "larder_worker_scrubbed_timestamp_seconds";
 /// Files of other nodes copied to this one because pods here read them.
 pub const KEPT_FILES: &str = "larder_worker_kept_files";
 /// Their bytes.
@@ -54,6 +60,9 @@ pub(crate) struct Metrics {
     pub served: Family<BySource, Counter>,
     pub copied_bytes: Counter,
     pub given_bytes: Counter,
+    pub damaged_files: Counter,
+    pub compared_bytes: Counter,
+    pub scrubbed: Gauge,
     pub kept_files: Counter,
     pub kept_bytes: Counter,
     pub not_kept: Family<ByReason, Counter>,
@@ -68,6 +77,9 @@ impl Metrics {
         registry.register(ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", m.origin_bytes.clone());
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
         registry.register(COPIED_BYTES, "Bytes copied from the disks of other workers", m.copied_bytes.clone());
+        registry.register(DAMAGED_FILES, "Complete files that were found to be bad", m.damaged_files.clone());
+        registry.register(COMPARED_BYTES, "Bytes read only to compare them with their checksums", m.compared_bytes.clone());
+        registry.register(SCRUBBED_TIME, "When the scrub last had read every file", m.scrubbed.clone());
         registry.register(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
         registry.register(KEPT_FILES, "Files of other nodes copied because pods here read them", m.kept_files.clone());
         registry.register(KEPT_BYTES, "Bytes of such files", m.kept_bytes.clone());

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use larder_cache::{CHUNK, CacheError, ReadError};
+use larder_cache::{CHUNK, CacheError, Checked, Keep, Object, ReadError};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Reason};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
@@ -20,8 +20,10 @@ pub(crate) struct DataPort(pub Arc<Worker>);
 /// A peer takes 10 s of silence for a dead node and then asks others even for what is on this disk: answer before that.
 /// The fetch goes on, and the next attempt finds its bytes.
 const FIRST_BYTE: Duration = Duration::from_secs(8);
-/// Chunks of one answer fetched at the same time.
+/// Pieces of one answer fetched or read at the same time.
 const AHEAD: usize = 2;
+/// Piece of a file that is complete here; one that is not goes out chunk by chunk, as it comes.
+const PIECE: u64 = 1 << 20;
 
 impl ObjectSource for DataPort {
     async fn object(&self, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
@@ -82,16 +84,13 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
     if range.end > at.size {
         return Err(Refusal::Range { size: at.size });
     }
-    let size = at.size;
-    if let Some(file) = worker.cache.open_complete(&at.key).await {
-        return Ok(ObjectReply { source: Source::Disk, size, body: Body::File(file) });
-    }
     let here = worker.cache.has(&at.key, &range);
     if !here && (request.on_disk || !request.stand_in && !worker.owns(&at.key)) {
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };
-    Ok(ObjectReply { source, size, body: pieces(worker, &at, range, request.stand_in).await? })
+    let (body, crc32c) = pieces(worker, &at, range, request.stand_in).await?;
+    Ok(ObjectReply { source, size: at.size, crc32c, body })
 }
 
 async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) -> Result<Located, Refusal> {
@@ -122,7 +121,8 @@ pub(crate) async fn fetch(
         return Err(Refusal::Range { size: at.size });
     }
     // One byte of it: the cache fetches whole chunks.
-    let chunk = worker.cache.read_range(&key, at.size, range.start..range.start + 1, fetcher(worker, &at, false));
+    let object = Object { key, size: at.size, keep: Keep::Own };
+    let chunk = worker.cache.read_range(&object, range.start..range.start + 1, fetcher(worker, &at, false));
     let fetched = tokio::time::timeout(FIRST_BYTE, chunk).await.map_err(|_| late(&at))?;
     match fetched {
         Ok(_) => Ok(()),
@@ -135,40 +135,46 @@ fn late(at: &Located) -> Refusal {
     Refusal::Origin(format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path))
 }
 
-/// The range piece by piece, cut at the borders of chunks. The first is here before the answer begins, so that its failure
-/// has a status.
-async fn pieces(worker: &Arc<Worker>, at: &Arc<Located>, range: Range<u64>, stand_in: bool) -> Result<Body, Refusal> {
+/// The range piece by piece, cut at the borders of pieces, and its checksum, if all of it is known. The first piece is here
+/// before the answer begins, so that its failure has a status.
+async fn pieces(
+    worker: &Arc<Worker>,
+    at: &Arc<Located>,
+    range: Range<u64>,
+    stand_in: bool,
+) -> Result<(Body, Option<u32>), Refusal> {
     let kib = (range.end - range.start).min(AHEAD as u64 * CHUNK).div_ceil(1024) as u32;
     let permit = Arc::clone(&worker.serving).acquire_many_owned(kib).await;
     let permit = permit.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
-    let cut = |from: u64| (from < range.end).then(|| from..range.end.min((from / CHUNK + 1) * CHUNK));
+    let piece_len = if worker.cache.contains(&at.key) { PIECE } else { CHUNK };
+    let cut = |from: u64| (from < range.end).then(|| from..range.end.min((from / piece_len + 1) * piece_len));
     let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
     let first = parts.next().unwrap_or(range.clone());
     let rest: Vec<_> = parts.collect();
-    let bytes = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
+    let first = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
     if rest.is_empty() {
-        return Ok(Body::Bytes(bytes));
+        return Ok((Body::Bytes(first.bytes), Some(first.crc32c)));
     }
+    let crc32c = worker.cache.checksum(&at.key, &range).await;
     let (worker, at) = (Arc::clone(worker), Arc::clone(at));
     let rest = stream::iter(rest.into_iter().map(move |part| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
-        async move { piece(&worker, &at, part, stand_in).await.map_err(io::Error::other) }
+        async move { piece(&worker, &at, part, stand_in).await.map(|piece| piece.bytes).map_err(io::Error::other) }
     }));
-    let rest = stream::iter([Ok(bytes)]).chain(rest.buffered(AHEAD));
+    let all = stream::iter([Ok(first.bytes)]).chain(rest.buffered(AHEAD));
     // Freed with the stream.
-    Ok(Body::Stream(
-        rest.map(move |bytes| {
-            let _held = &permit;
-            bytes
-        })
-        .boxed(),
-    ))
+    let body = all.map(move |bytes| {
+        let _held = &permit;
+        bytes
+    });
+    Ok((Body::Stream(body.boxed()), crc32c))
 }
 
-async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Bytes, Refusal> {
+async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Checked, Refusal> {
     let fetch = fetcher(worker, at, stand_in);
-    match worker.cache.read_range(&at.key, at.size, range.clone(), fetch.clone()).await {
-        Ok(bytes) => Ok(bytes),
+    let object = Object { key: at.key, size: at.size, keep: if worker.holds(&at.key) { Keep::Own } else { Keep::Copy } };
+    match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
+        Ok(checked) => Ok(checked),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),
         Err(e @ ReadError::Length { .. }) => Err(Refusal::Origin(format!("read {}: {e}", at.path))),
         Err(ReadError::Cache(e @ CacheError::Erased { .. })) => Err(Refusal::NotFound(e.to_string())),
@@ -176,7 +182,7 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: 
         Err(ReadError::Cache(e)) => {
             worker.report.set(Topic::Keep, Some(cache_problem(&e)));
             let _permit = worker.past_cache.acquire().await;
-            fetch(range).await.map_err(|e| refusal(&e))
+            fetch(range).await.map(Checked::of).map_err(|e| refusal(&e))
         }
     }
 }

@@ -6,6 +6,7 @@ use larder_proto::control::v1 as pb;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -24,6 +25,7 @@ pub(crate) mod reasons {
     pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
     pub const DISK_FULL: &str = "DiskFull";
     pub const DISK_FAILED: &str = "DiskFailed";
+    pub const DATA_CORRUPTED: &str = "DataCorrupted";
 }
 
 pub(crate) fn problem(reason: &str, message: impl Into<String>) -> pb::Problem {
@@ -55,10 +57,30 @@ pub(crate) enum Topic {
     /// Orders and counters are in force and not on the disk.
     Store,
     Keep,
+    /// Files that turned out to be bad. The last: they are fetched again, and people have time to look at the disk.
+    Integrity,
 }
 
-/// Reads that could not be kept are a problem for so long after the last of them.
-const KEEP_FOR: Duration = Duration::from_secs(60);
+impl Topic {
+    /// What happened rather than is: it stays a problem for so long after the last time.
+    fn lasts(self) -> Option<Duration> {
+        match self {
+            Self::Keep => Some(Duration::from_secs(60)),
+            Self::Integrity => Some(Duration::from_secs(3600)),
+            Self::Connect | Self::Snapshot | Self::Store => None,
+        }
+    }
+}
+
+/// Files that turned out to be bad since the worker started.
+pub(crate) fn damage_problem(files: u64, quarantine: &Path) -> pb::Problem {
+    let files = if files == 1 { "1 cached file was".to_owned() } else { format!("{files} cached files were") };
+    let message = format!(
+        "{files} not what had been written; they are fetched again, no wrong byte was served from them by Larder itself; check this disk (the newest are in {})",
+        quarantine.display()
+    );
+    problem(reasons::DATA_CORRUPTED, message)
+}
 
 /// Progress of one preload. A new one gets a new value: fetches of an old one may still count.
 #[derive(Debug, Default)]
@@ -150,11 +172,11 @@ impl Report {
     /// Sets or clears what keeps the worker from something; a change is logged.
     pub fn set(&self, topic: Topic, problem: Option<pb::Problem>) {
         let mut problems = self.problems.lock();
-        let until = (topic == Topic::Keep).then(|| Instant::now() + KEEP_FOR);
+        let until = topic.lasts().map(|time| Instant::now() + time);
         match problem {
             Some(p) => {
                 // Numbers in the text of a disk problem change all the time; its reason does not.
-                if problems.get(&topic).is_none_or(|(old, _)| old.reason != p.reason || (topic != Topic::Keep && *old != p)) {
+                if problems.get(&topic).is_none_or(|(old, _)| old.reason != p.reason || (until.is_none() && *old != p)) {
                     tracing::warn!(?topic, reason = p.reason, message = p.message, "problem");
                 }
                 problems.insert(topic, (p, until));

@@ -252,24 +252,73 @@ async fn a_copy_that_rotted_on_its_disk_is_not_taken_over() {
     let cluster = Cluster::start(2).await;
     cluster.members(1);
     let snapshot = cluster.nodes[0].list_and_preload(&server).await;
-    for entry in walk(&cluster.nodes[0].dir.join("data")).iter().filter(|p| p.extension().is_none()) {
-        let mut bytes = std::fs::read(entry).unwrap();
-        if let Some(last) = bytes.last_mut() {
-            *last ^= 1;
-            std::fs::write(entry, bytes).unwrap();
-        }
-    }
+    damage(&cluster.nodes[0]);
     cluster.nodes[1].configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
     cluster.members(2);
     let share = cluster.nodes[1].until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded && p.files_total > 5)).await;
     let last_chunks: u64 = cluster.nodes[1].status().await.origin_bytes;
     assert!(last_chunks > 0 && last_chunks <= share.bytes_total);
+    // What the former owner kept it does not give on either.
+    read_all(&cluster, &snapshot, &files).await;
+}
+
+/// Flips the last bit of every cached file.
+fn damage(node: &harness::Node) {
+    for path in walk(&node.dir.join("data")).iter().filter(|p| p.extension().is_none()) {
+        let mut bytes = std::fs::read(path).unwrap();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_changed_on_the_disk_are_found_told_and_fetched_again() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(1).await;
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    cluster.stop(0).await;
+    damage(&cluster.nodes[0]);
+    cluster.restart(0).await;
+    let node = &cluster.nodes[0];
+    // The mounter is never given a bad file: "not here", or one that was fetched again meanwhile.
     let catalog = cluster.catalog(&snapshot);
     for index in catalog.file_indices().map(Result::unwrap) {
-        let (path, size) = (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size());
-        let got = cluster.read(&snapshot, index, 0..size).await.unwrap();
-        assert!(got.node == "gpu-0" || got.bytes == files[&path], "{path}");
+        if let (Reply::File {}, Some(fd)) = node.ask(Request::Open { snapshot: snapshot.clone(), inode: index + 1 }).await {
+            let mut bytes = Vec::new();
+            File::from(fd).read_to_end(&mut bytes).unwrap();
+            assert!(bytes == files[&catalog.path(index).unwrap()]);
+        }
     }
+    read_all(&cluster, &snapshot, &files).await;
+    let damaged = files.values().filter(|b| !b.is_empty()).count();
+    let text = node.until(|s| s.problems.into_iter().find(|p| p.message.starts_with(&format!("{damaged} cached")))).await;
+    assert_eq!(text.reason, "DataCorrupted");
+    assert!(text.message.contains(node.dir.join("quarantine").to_str().unwrap()), "{}", text.message);
+    // The owner fetches all of them, not only what was read.
+    node.until(|s| (s.cached_bytes == size(&files)).then_some(())).await;
+    assert_eq!(node.status().await.cached_files, files.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_read_right_while_it_is_checked_after_a_restart() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(1).await;
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    let before = server.seen().bytes;
+    cluster.restart(0).await;
+    let index = cluster.catalog(&snapshot).lookup(0, "big.bin").unwrap().unwrap();
+    let size = files["big.bin"].len() as u64;
+    let got = cluster.read(&snapshot, index, 5..size).await.unwrap();
+    assert!(got.source == Source::Disk && got.bytes == files["big.bin"][5..]);
+    let open = Request::Open { snapshot, inode: index + 1 };
+    while cluster.nodes[0].ask(open.clone()).await.1.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(server.seen().bytes, before);
 }
 
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

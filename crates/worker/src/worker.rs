@@ -15,7 +15,7 @@ use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Received};
 use larder_peer::Roster;
 use parking_lot::Mutex;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub lock_wait: Duration,
     pub floor: Floor,
     pub in_flight: u64,
+    /// Bytes a second that the scrub reads; `None`: there is no scrub.
+    pub scrub: Option<NonZeroU64>,
     pub peer: larder_peer::Options,
 }
 
@@ -49,6 +51,7 @@ pub(crate) struct Worker {
     pub folder: Folder,
     pub keys: Keys,
     pub cache: Cache<OriginError>,
+    pub scrub: Option<NonZeroU64>,
     pub catalogs: Catalogs,
     pub orders: watch::Sender<Option<Arc<Orders>>>,
     pub connections: Connections,
@@ -116,6 +119,7 @@ impl Worker {
             folder,
             keys: settings.keys,
             cache,
+            scrub: settings.scrub,
             catalogs,
             orders: watch::Sender::new(orders.map(Arc::new)),
             connections: Connections::new(),
@@ -198,7 +202,8 @@ impl Worker {
     /// Is the object in this node's share: does it own it, or keep a replica of it?
     pub fn holds(&self, key: &ObjectKey) -> bool {
         let replicas = self.orders.borrow().as_ref().map_or(1, |o| o.replicas.max(1));
-        self.roster.borrow().members.holds(key, &self.node, replicas)
+        let members = &self.roster.borrow().members;
+        members.members.is_empty() || members.holds(key, &self.node, replicas)
     }
 }
 

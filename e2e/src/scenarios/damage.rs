@@ -1,4 +1,4 @@
-//! Data that is not what it should be: the training job must notice, and name the file.
+//! Data that is not what it should be: Larder mends what it can, and what it cannot know the training job must notice.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -8,22 +8,30 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use super::larder::{BUCKET, Named, install, upload};
+use super::datasets::kill;
+use super::larder::{BUCKET, Named, SYSTEM, install, upload};
 use super::samples::{self, DATASET, NAMESPACE};
 use super::training::{self, Training};
+use crate::cluster::Node;
 use crate::dataset::Manifest;
 use crate::lab::Lab;
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// Larder does not compare what it reads from a disk with its checksums yet. The byte reaches the pods, and the pods see it.
-pub(super) fn a_training_job_notices_a_byte_that_changed_on_a_disk(lab: &Lab) -> Result<()> {
+/// The worker that comes back does not trust the disk: no pod reads the byte, the file is put aside, told, and fetched again.
+pub(super) fn a_byte_that_changed_on_a_disk_reaches_no_pod_after_the_worker_restarted(lab: &Lab) -> Result<()> {
     with_dataset(lab, |named, manifest, uid| {
-        let path = damage_a_cached_file(lab, manifest, uid)?;
+        let (node, path) = damage_a_cached_file(lab, manifest, uid)?;
+        // Nothing but the disk tells the next one what is there.
+        let workers = lab.cluster.pods(SYSTEM, &format!("larder.dev/dataset-uid={uid}"))?;
+        let worker = workers.iter().find(|pod| pod["spec"]["nodeName"] == node.name()).context("the node has no worker")?;
+        kill(lab, worker, "worker")?;
         training::drop_caches()?;
-        let error = train(named, manifest).err().context("the job succeeded although a byte is wrong")?;
-        let error = format!("{error:#}");
-        ensure!(error.contains("1 of the files differ from the list") && error.contains(&path), "{error}");
+        train(named, manifest)?;
+        named.wait_reason("WorkersReady", "DataCorrupted", "quarantine", WAIT)?;
+        let quarantine = node.nvme().join("larder").join(uid).join("quarantine");
+        let kept = fs::read_dir(&quarantine).with_context(|| format!("list {}", quarantine.display()))?.count();
+        ensure!(kept == 2, "{path} and its sidecar were to be put aside, there are {kept} files in {}", quarantine.display());
         Ok(())
     })
 }
@@ -61,8 +69,8 @@ fn train(named: &Named<'_>, manifest: &Manifest) -> Result<()> {
     training.finish().map(drop)
 }
 
-/// Changes one byte in the middle of a file in a worker's cache; returns the path that pods see it at.
-fn damage_a_cached_file(lab: &Lab, manifest: &Manifest, uid: &str) -> Result<String> {
+/// Changes one byte in the middle of a file in a worker's cache; returns the node, and the path that pods see the file at.
+fn damage_a_cached_file<'a>(lab: &'a Lab, manifest: &Manifest, uid: &str) -> Result<(&'a Node, String)> {
     let node = lab.cluster.gpu_nodes().next().context("no GPU node")?;
     let mut folders = vec![node.nvme().join("larder").join(uid).join("data")];
     while let Some(folder) = folders.pop() {
@@ -81,7 +89,7 @@ fn damage_a_cached_file(lab: &Lab, manifest: &Manifest, uid: &str) -> Result<Str
             let file = fs::OpenOptions::new().write(true).open(&path).context("open a cached file")?;
             file.write_all_at(&content[middle..=middle], middle as u64).context("change a cached file")?;
             file.sync_all().context("write a cached file to the disk")?;
-            return Ok(name.clone());
+            return Ok((node, name.clone()));
         }
     }
     bail!("{} has no cached file of this dataset", node.name())

@@ -96,15 +96,7 @@ pub(super) fn killed_daemons_come_back_and_no_byte_is_wrong(lab: &Lab) -> Result
     ];
     for (selector, container) in &victims {
         for pod in lab.cluster.pods(SYSTEM, selector)? {
-            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            let restarts = restarts(&pod);
-            lab.cluster.kill_container(SYSTEM, name, container)?;
-            lab.cluster.wait_until(&format!("{name} is back"), WAIT, || {
-                let now = lab.cluster.get("pods", Some(SYSTEM), name)?;
-                let ready = now["status"]["containerStatuses"][0]["ready"] == true;
-                ensure!(ready && self::restarts(&now) > restarts, "not yet");
-                Ok(())
-            })?;
+            kill(lab, &pod, container)?;
         }
         // The pod that was there all the time, and new ones.
         named.check_holder(&manifest)?;
@@ -115,6 +107,18 @@ pub(super) fn killed_daemons_come_back_and_no_byte_is_wrong(lab: &Lab) -> Result
     ensure!(after == before, "{} bytes left the origin again although every file was on a disk", after - before);
     lab.cluster.delete_and_wait("pods", Some(named.namespace), "holder", WAIT)?;
     named.remove(WAIT)
+}
+
+/// Kills the main process of a daemon's only container, and waits until it is back.
+pub(super) fn kill(lab: &Lab, pod: &serde_json::Value, container: &str) -> Result<()> {
+    let (name, restarts) = (pod["metadata"]["name"].as_str().unwrap_or_default(), restarts(pod));
+    lab.cluster.kill_container(SYSTEM, name, container)?;
+    lab.cluster.wait_until(&format!("{name} is back"), WAIT, || {
+        let now = lab.cluster.get("pods", Some(SYSTEM), name)?;
+        let ready = now["status"]["containerStatuses"][0]["ready"] == true;
+        ensure!(ready && self::restarts(&now) > restarts, "not yet");
+        Ok(())
+    })
 }
 
 fn restarts(pod: &serde_json::Value) -> u64 {

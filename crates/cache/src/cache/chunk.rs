@@ -2,9 +2,8 @@
 
 use super::{Inner, Lane};
 use crate::{
-    CacheError, ReadError, chunk_range, chunks,
+    CacheError, ReadError, blocks, chunk_range, chunks,
     fill::{self, Chunk, Fill, Flight},
-    sidecar::crc32c,
 };
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -35,9 +34,9 @@ where
     F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
 {
-    let mut chunks = fill.chunks.lock();
-    match &chunks[n as usize] {
-        Chunk::Present(_) => None,
+    let mut map = fill.map.lock();
+    match &map.chunks[n as usize] {
+        Chunk::Present => None,
         Chunk::Flying(flight) => Some(flight.clone()),
         Chunk::Missing => {
             let task = inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, fetch.clone(), lane));
@@ -45,7 +44,7 @@ where
             let flight =
                 async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("fill", path)(io::Error::other(e)).into())) };
             let flight = flight.boxed().shared();
-            chunks[n as usize] = Chunk::Flying(flight.clone());
+            map.chunks[n as usize] = Chunk::Flying(flight.clone());
             Some(flight)
         }
     }
@@ -56,7 +55,7 @@ struct Flying<'a, E: std::error::Error + Clone + Send + Sync + 'static>(&'a Fill
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Drop for Flying<'_, E> {
     fn drop(&mut self) {
-        let chunk = &mut self.0.chunks.lock()[self.1 as usize];
+        let chunk = &mut self.0.map.lock().chunks[self.1 as usize];
         if matches!(chunk, Chunk::Flying(_)) {
             *chunk = Chunk::Missing;
         }
@@ -86,11 +85,12 @@ where
     if bytes.len() as u64 != want {
         return Err(ReadError::Length { want, got: bytes.len() as u64 });
     }
-    let write = move || file.write_all_at(&bytes, range.start).map(|()| crc32c(&bytes));
-    let crc = super::blocking("write", &fill::path(&inner.dir, &fill.key), write).await?;
-    fill.chunks.lock()[n as usize] = Chunk::Present(crc);
+    let size = fill.size;
+    let write = move || file.write_all_at(&bytes, range.start).map(|()| blocks::crcs(size, &bytes));
+    let crcs = super::blocking("write", &fill::path(&inner.dir, &fill.key), write).await?;
+    let last = fill.landed(n, &crcs);
     drop(flying);
-    if fill.present.fetch_add(1, Ordering::AcqRel) + 1 == chunks(fill.size) {
+    if last {
         // Apart: the readers of this chunk do not wait for the disk to sync.
         let (inner, fill) = (Arc::clone(&inner), Arc::clone(&fill));
         inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });

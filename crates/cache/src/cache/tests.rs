@@ -1,4 +1,7 @@
 use super::*;
+use crate::sidecar;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use tokio::sync::Notify;
 
@@ -14,6 +17,22 @@ fn open(dir: &Path) -> Cache<Broken> {
 
 fn key(n: u64) -> ObjectKey {
     ObjectKey::new("s3://b/", &n.to_string(), "v", n)
+}
+
+fn own(n: u64, size: u64) -> Object {
+    Object { key: key(n), size, keep: Keep::Own }
+}
+
+/// Changes a byte of a complete file, as a disk might.
+fn flip(dir: &Path, n: u64, at: u64) {
+    let file = File::options().read(true).write(true).open(scan::data(dir, &key(n))).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn quarantined(dir: &Path, n: u64) -> bool {
+    quarantine::folder(dir).join(key(n).to_string()).exists()
 }
 
 /// Bytes that differ from place to place.
@@ -67,8 +86,8 @@ async fn many_readers_of_one_chunk_cause_one_fetch() {
         let (cache, fetch) = (cache.clone(), counted(&count));
         tokio::spawn(async move {
             let at = CHUNK - 1000 + i;
-            let got = cache.read_range(&key(1), size, at..at + 2000, fetch).await.unwrap();
-            assert_eq!(got, content(at..at + 2000));
+            let got = cache.read_range(&own(1, size), at..at + 2000, fetch).await.unwrap();
+            assert_eq!(got, Checked::of(content(at..at + 2000)));
         })
     });
     for read in reads.collect::<Vec<_>>() {
@@ -77,12 +96,12 @@ async fn many_readers_of_one_chunk_cause_one_fetch() {
     assert_eq!(count.load(SeqCst), 2 * CHUNK, "two chunks, each once");
     assert!(cache.has(&key(1), &(0..2 * CHUNK)) && !cache.has(&key(1), &(0..2 * CHUNK + 1)));
     assert!(!cache.contains(&key(1)));
-    cache.fill(&key(1), size, 4, counted(&count)).await.unwrap();
+    cache.fill(&own(1, size), 4, counted(&count)).await.unwrap();
     assert_eq!(count.load(SeqCst), size);
     assert!(cache.contains(&key(1)));
-    assert_eq!(cache.read_range(&key(1), size, size - 1..size, never).await.unwrap(), content(size - 1..size));
+    assert_eq!(cache.read_range(&own(1, size), size - 1..size, never).await.unwrap().bytes, content(size - 1..size));
     assert_eq!(cache.usage(), Usage { files: 1, bytes: size, fill_bytes: 0 });
-    assert!(cache.verify(&key(1)).await.unwrap());
+    assert!(cache.verify(&key(1)).await);
 }
 
 #[tokio::test]
@@ -92,13 +111,13 @@ async fn complete_files_are_found_again_after_a_restart() {
     {
         let cache = open(dir.path());
         for size in sizes {
-            cache.fill(&key(size), size, 2, counted(&Arc::default())).await.unwrap();
+            cache.fill(&own(size, size), 2, counted(&Arc::default())).await.unwrap();
         }
     }
     let cache = open(dir.path());
     assert_eq!(cache.usage().files, 4);
     for size in sizes {
-        assert_eq!(cache.read_range(&key(size), size, 0..size, never).await.unwrap(), content(0..size));
+        assert_eq!(cache.read_range(&own(size, size), 0..size, never).await.unwrap().bytes, content(0..size));
         assert_eq!(cache.open_complete(&key(size)).await.unwrap().metadata().unwrap().len(), size);
     }
 }
@@ -107,7 +126,7 @@ async fn complete_files_are_found_again_after_a_restart() {
 async fn what_was_not_complete_when_the_process_died_is_gone_after_the_scan() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
-    cache.read_range(&key(9), 2 * CHUNK, 0..5, counted(&Arc::default())).await.unwrap();
+    cache.read_range(&own(9, 2 * CHUNK), 0..5, counted(&Arc::default())).await.unwrap();
     assert_eq!(files(dir.path()), [format!("fill/{}", key(9))]);
     // No drop, no clean-up: as after kill -9.
     std::mem::forget(cache);
@@ -115,7 +134,7 @@ async fn what_was_not_complete_when_the_process_died_is_gone_after_the_scan() {
     assert_eq!(files(dir.path()), Vec::<String>::new());
     assert_eq!(cache.usage(), Usage::default());
     let count = Arc::new(AtomicU64::new(0));
-    cache.fill(&key(9), 2 * CHUNK, 2, counted(&count)).await.unwrap();
+    cache.fill(&own(9, 2 * CHUNK), 2, counted(&count)).await.unwrap();
     assert_eq!(count.load(SeqCst), 2 * CHUNK);
 }
 
@@ -125,14 +144,14 @@ async fn files_with_bad_or_missing_sidecars_are_discarded() {
     {
         let cache = open(dir.path());
         for n in 1..=5 {
-            cache.fill(&key(n), 100, 1, counted(&Arc::default())).await.unwrap();
+            cache.fill(&own(n, 100), 1, counted(&Arc::default())).await.unwrap();
         }
     }
     let data = |n| scan::data(dir.path(), &key(n));
-    let mut sidecar = fs::read(scan::meta(&data(1))).unwrap();
+    let mut sidecar = fs::read(sidecar::path(&data(1))).unwrap();
     sidecar[33] ^= 1;
-    fs::write(scan::meta(&data(1)), sidecar).unwrap();
-    fs::remove_file(scan::meta(&data(2))).unwrap();
+    fs::write(sidecar::path(&data(1)), sidecar).unwrap();
+    fs::remove_file(sidecar::path(&data(2))).unwrap();
     fs::remove_file(data(3)).unwrap();
     File::options().write(true).open(data(4)).unwrap().set_len(99).unwrap();
     fs::write(dir.path().join("data").join("stray"), "x").unwrap();
@@ -143,39 +162,149 @@ async fn files_with_bad_or_missing_sidecars_are_discarded() {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_is_found_and_the_file_fetched_again() {
+async fn a_read_finds_a_flipped_bit_puts_the_file_aside_and_gives_the_right_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
-    cache.fill(&key(1), CHUNK + 9, 1, counted(&Arc::default())).await.unwrap();
-    let path = scan::data(dir.path(), &key(1));
-    File::options().write(true).open(&path).unwrap().write_all_at(b"!", CHUNK + 3).unwrap();
-    assert!(!cache.verify(&key(1)).await.unwrap());
-    assert!(!cache.contains(&key(1)) && !path.exists());
-    let read = cache.read_range(&key(1), CHUNK + 9, CHUNK..CHUNK + 9, counted(&Arc::default())).await.unwrap();
-    assert_eq!(read, content(CHUNK..CHUNK + 9));
+    let size = 2 * CHUNK + 9;
+    cache.fill(&own(1, size), 1, counted(&Arc::default())).await.unwrap();
+    let damages = cache.damages();
+    flip(dir.path(), 1, CHUNK + 3);
+    let elsewhere = cache.read_range(&own(1, size), 2 * CHUNK..size, never).await.unwrap();
+    assert_eq!(elsewhere, Checked::of(content(2 * CHUNK..size)), "another block");
+    let count = Arc::new(AtomicU64::new(0));
+    let read = cache.read_range(&own(1, size), CHUNK..CHUNK + 9, counted(&count)).await.unwrap();
+    assert_eq!((read.bytes, count.load(SeqCst)), (content(CHUNK..CHUNK + 9), CHUNK));
+    assert!(quarantined(dir.path(), 1) && !cache.contains(&key(1)));
+    assert!(damages.has_changed().unwrap() && cache.integrity().damaged_files == 1);
+    cache.fill(&own(1, size), 1, counted(&Arc::default())).await.unwrap();
+    assert!(cache.verify(&key(1)).await);
+}
+
+#[tokio::test]
+async fn a_bad_chunk_of_an_unfinished_file_is_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let (count, size) = (Arc::new(AtomicU64::new(0)), CHUNK + 9);
+    cache.read_range(&own(1, size), 0..9, counted(&count)).await.unwrap();
+    let file = File::options().write(true).open(fill::path(dir.path(), &key(1))).unwrap();
+    file.write_all_at(b"!!", 100).unwrap();
+    assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_none());
+    assert_eq!(cache.read_range(&own(1, size), 90..120, counted(&count)).await.unwrap().bytes, content(90..120));
+    assert_eq!(count.load(SeqCst), 2 * CHUNK);
+    cache.fill(&own(1, size), 1, counted(&count)).await.unwrap();
+    assert!(cache.verify(&key(1)).await);
+}
+
+#[tokio::test]
+async fn a_descriptor_is_given_away_only_of_a_file_that_this_process_knows_to_be_good() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [1, 2] {
+            cache.fill(&own(n, 100), 1, counted(&Arc::default())).await.unwrap();
+        }
+        flip(dir.path(), 1, 50);
+        assert!(cache.open_complete(&key(1)).await.is_some(), "filled by this process; nobody has looked since");
+    }
+    flip(dir.path(), 2, 50);
+    fs::remove_file(sidecar::path(&scan::data(dir.path(), &key(2)))).unwrap();
+    fs::write(sidecar::path(&scan::data(dir.path(), &key(2))), "x").unwrap();
+    let cache = open(dir.path());
+    for n in [1, 2] {
+        assert!(cache.open_complete(&key(n)).await.is_none());
+        assert!(quarantined(dir.path(), n) || n == 2, "a file whose sidecar is no sidecar does not outlive the scan");
+        cache.fill(&own(n, 100), 1, counted(&Arc::default())).await.unwrap();
+        let file = cache.open_complete(&key(n)).await.unwrap();
+        let mut bytes = vec![0; 100];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, content(0..100));
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_another_length_is_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&own(1, 100), 1, counted(&Arc::default())).await.unwrap();
+    let file = File::options().append(true).open(scan::data(dir.path(), &key(1))).unwrap();
+    file.write_all_at(b"more", 100).unwrap();
+    assert!(!cache.verify(&key(1)).await);
+    assert!(quarantined(dir.path(), 1));
+}
+
+#[tokio::test]
+async fn the_scrub_finds_what_nobody_reads_and_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = [CHUNK + 5, 100, 0, 3 << 20];
+    {
+        let cache = open(dir.path());
+        for size in sizes {
+            cache.fill(&own(size, size), 2, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    flip(dir.path(), CHUNK + 5, CHUNK + 1);
+    let cache = open(dir.path());
+    cache.pass(None, 1 << 40).await;
+    assert!(quarantined(dir.path(), CHUNK + 5));
+    assert_eq!((cache.usage().files, cache.integrity().damaged_files), (3, 1));
+    assert!(cache.integrity().scrubbed.is_some() && cache.integrity().compared_bytes >= (3 << 20) + 100);
+    for size in sizes.into_iter().filter(|s| *s != CHUNK + 5) {
+        assert!(cache.inner.index.lock().complete(&key(size)).unwrap().verified);
+    }
+    let before = cache.integrity();
+    let mut keys: Vec<_> = sizes.into_iter().map(key).filter(|k| cache.contains(k)).collect();
+    keys.sort();
+    cache.pass(Some(keys[2]), 1 << 40).await;
+    assert_eq!(cache.integrity().compared_bytes, before.compared_bytes, "nothing lies behind the last key");
+    assert_eq!(open(dir.path()).integrity().scrubbed, cache.integrity().scrubbed, "known after a restart");
+}
+
+#[tokio::test]
+async fn the_scrub_keeps_to_its_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&own(1, 3 << 20), 2, counted(&Arc::default())).await.unwrap();
+    let began = std::time::Instant::now();
+    cache.pass(None, 10 << 20).await;
+    assert!(began.elapsed() >= Duration::from_millis(290), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn checksums_of_ranges_are_those_of_their_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let size = 2 * CHUNK + 9;
+    assert_eq!(cache.checksum(&key(1), &(0..9)).await, None);
+    cache.fill(&own(1, size), 2, counted(&Arc::default())).await.unwrap();
+    for range in [0..size, 0..CHUNK, 5..CHUNK + 7, size - 1..size] {
+        assert_eq!(cache.checksum(&key(1), &range).await, Some(Checked::of(content(range)).crc32c));
+    }
+    let chunk = cache.chunk_here(&key(1), &(CHUNK..2 * CHUNK)).await.unwrap();
+    assert_eq!(chunk, Checked::of(content(CHUNK..2 * CHUNK)));
+    assert!(cache.chunk_here(&key(1), &(0..9)).await.is_none(), "no whole chunk");
 }
 
 #[tokio::test]
 async fn a_file_that_vanished_is_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
-    cache.fill(&key(1), 10, 1, counted(&Arc::default())).await.unwrap();
+    cache.fill(&own(1, 10), 1, counted(&Arc::default())).await.unwrap();
     fs::remove_file(scan::data(dir.path(), &key(1))).unwrap();
     assert!(cache.open_complete(&key(1)).await.is_none());
-    assert_eq!(cache.read_range(&key(1), 10, 0..10, counted(&Arc::default())).await.unwrap(), content(0..10));
+    assert_eq!(cache.read_range(&own(1, 10), 0..10, counted(&Arc::default())).await.unwrap().bytes, content(0..10));
 }
 
 #[tokio::test]
 async fn a_failed_fetch_fails_its_readers_and_no_later_one() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
-    let e = cache.read_range(&key(1), 10, 0..10, failing).await.unwrap_err();
+    let e = cache.read_range(&own(1, 10), 0..10, failing).await.unwrap_err();
     assert!(matches!(e, ReadError::Fetch(Broken("origin"))), "{e}");
     let short = |_| async { Ok::<_, Broken>(Bytes::from_static(b"x")) };
-    assert!(matches!(cache.read_range(&key(1), 10, 0..10, short).await, Err(ReadError::Length { want: 10, got: 1 })));
-    let e = cache.read_range(&key(1), 10, 0..10, never).await.unwrap_err();
+    assert!(matches!(cache.read_range(&own(1, 10), 0..10, short).await, Err(ReadError::Length { want: 10, got: 1 })));
+    let e = cache.read_range(&own(1, 10), 0..10, never).await.unwrap_err();
     assert!(e.to_string().contains("panic"), "{e}");
-    assert_eq!(cache.read_range(&key(1), 10, 0..10, counted(&Arc::default())).await.unwrap(), content(0..10));
+    assert_eq!(cache.read_range(&own(1, 10), 0..10, counted(&Arc::default())).await.unwrap().bytes, content(0..10));
 }
 
 #[tokio::test]
@@ -183,10 +312,10 @@ async fn a_reader_that_goes_away_takes_nothing_from_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let count = Arc::new(AtomicU64::new(0));
-    let one = key(1);
-    let gone = tokio::time::timeout(Duration::from_millis(5), cache.read_range(&one, 10, 0..10, counted(&count)));
+    let one = own(1, 10);
+    let gone = tokio::time::timeout(Duration::from_millis(5), cache.read_range(&one, 0..10, counted(&count)));
     assert!(gone.await.is_err());
-    assert_eq!(cache.read_range(&key(1), 10, 0..10, failing).await.unwrap(), content(0..10));
+    assert_eq!(cache.read_range(&own(1, 10), 0..10, failing).await.unwrap().bytes, content(0..10));
     assert_eq!(count.load(SeqCst), 10);
 }
 
@@ -195,17 +324,17 @@ async fn the_quota_counts_what_is_on_its_way_too() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     cache.set_quota(25);
-    cache.fill(&key(1), 10, 1, counted(&Arc::default())).await.unwrap();
+    cache.fill(&own(1, 10), 1, counted(&Arc::default())).await.unwrap();
     let (cache2, slow) = (cache.clone(), counted(&Arc::default()));
-    let second = tokio::spawn(async move { cache2.fill(&key(2), 10, 1, slow).await });
+    let second = tokio::spawn(async move { cache2.fill(&own(2, 10), 1, slow).await });
     while cache.usage().fill_bytes == 0 {
         tokio::task::yield_now().await;
     }
-    let e = cache.fill(&key(3), 6, 1, never).await.unwrap_err();
+    let e = cache.fill(&own(3, 6), 1, never).await.unwrap_err();
     let ReadError::Cache(CacheError::QuotaExceeded { need: 6, free: 5, quota: 25, .. }) = e else { panic!("{e}") };
     second.await.unwrap().unwrap();
     cache.set_quota(26);
-    cache.fill(&key(3), 6, 1, counted(&Arc::default())).await.unwrap();
+    cache.fill(&own(3, 6), 1, counted(&Arc::default())).await.unwrap();
     assert_eq!(cache.usage().bytes, 26);
 }
 
@@ -214,18 +343,18 @@ async fn a_disk_at_its_floor_refuses_before_anything_is_fetched() {
     let dir = tempfile::tempdir().unwrap();
     let floor = Floor { percent: 100, at_least: 0 };
     let cache: Cache<Broken> = Cache::open(dir.path(), Options { floor, ..Options::default() }).unwrap();
-    let e = cache.read_range(&key(1), 10, 0..10, never).await.unwrap_err();
+    let e = cache.read_range(&own(1, 10), 0..10, never).await.unwrap_err();
     assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { need: 10, .. })), "{e}");
     // 4 TiB, more than a test machine has: nothing stays reserved.
     let cache = open(dir.path());
-    let e = cache.read_range(&key(2), 1 << 42, 0..10, never).await.unwrap_err();
+    let e = cache.read_range(&own(2, 1 << 42), 0..10, never).await.unwrap_err();
     assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { need, .. }) if need == 1 << 42), "{e}");
     // The end of the failed fills is noted by tasks of their own.
     while cache.usage().fill_bytes > 0 {
         tokio::task::yield_now().await;
     }
     assert_eq!(files(dir.path()), Vec::<String>::new());
-    cache.fill(&key(3), 10, 1, counted(&Arc::default())).await.unwrap();
+    cache.fill(&own(3, 10), 1, counted(&Arc::default())).await.unwrap();
 }
 
 #[tokio::test]
@@ -244,7 +373,7 @@ async fn fetches_in_flight_stay_within_their_budget() {
             Ok(Bytes::from(vec![0; (range.end - range.start) as usize]))
         }
     };
-    cache.fill(&key(1), 12 * CHUNK, 12, fetch).await.unwrap();
+    cache.fill(&own(1, 12 * CHUNK), 12, fetch).await.unwrap();
     assert_eq!(most.load(SeqCst), 3, "three quarters of the budget are for what nobody waits for");
 }
 
@@ -252,10 +381,10 @@ async fn fetches_in_flight_stay_within_their_budget() {
 async fn erasing_frees_all_bytes_and_refuses_what_comes_later() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
-    cache.fill(&key(1), CHUNK, 1, counted(&Arc::default())).await.unwrap();
+    cache.fill(&own(1, CHUNK), 1, counted(&Arc::default())).await.unwrap();
     let hanging = {
         let cache = cache.clone();
-        tokio::spawn(async move { cache.fill(&key(2), CHUNK, 1, |_| std::future::pending()).await })
+        tokio::spawn(async move { cache.fill(&own(2, CHUNK), 1, |_| std::future::pending()).await })
     };
     while cache.usage().fill_bytes == 0 {
         tokio::task::yield_now().await;
@@ -263,7 +392,7 @@ async fn erasing_frees_all_bytes_and_refuses_what_comes_later() {
     assert!(cache.erase().await.unwrap() >= CHUNK);
     assert!(matches!(hanging.await.unwrap(), Err(ReadError::Cache(CacheError::Erased { .. }))));
     assert_eq!(files(dir.path()), Vec::<String>::new());
-    assert!(matches!(cache.fill(&key(1), 1, 1, never).await, Err(ReadError::Cache(CacheError::Erased { .. }))));
+    assert!(matches!(cache.fill(&own(1, 1), 1, never).await, Err(ReadError::Cache(CacheError::Erased { .. }))));
     assert_eq!(cache.erase().await.unwrap(), 0);
 }
 
@@ -272,13 +401,15 @@ async fn what_is_not_kept_is_unlinked_and_frees_its_quota() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     for n in [1, 2] {
-        cache.fill(&key(n), 10, 1, counted(&Arc::default())).await.unwrap();
+        cache.fill(&own(n, 10), 1, counted(&Arc::default())).await.unwrap();
     }
     let held = cache.open_complete(&key(1)).await.unwrap();
     assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
     assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0 });
     assert_eq!(files(dir.path()).len(), 2);
-    assert_eq!(pread(&held, &(0..10)).unwrap(), content(0..10));
+    let mut bytes = [0; 10];
+    held.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes[..], content(0..10));
 }
 
 #[tokio::test]
@@ -286,7 +417,7 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     let dir = tempfile::tempdir().unwrap();
     let (count, size) = (Arc::new(AtomicU64::new(0)), 2 * CHUNK + 5);
     let cache = Cache::open(dir.path(), Options { floor: NO_FLOOR, quota: size, ..Options::default() }).unwrap();
-    cache.read_range(&key(1), size, 0..9, counted(&count)).await.unwrap();
+    cache.read_range(&own(1, size), 0..9, counted(&count)).await.unwrap();
     let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let held_up = {
         let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
@@ -299,22 +430,22 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
             })
         }
     };
-    let full = cache.fill(&key(2), size, 1, never).await.unwrap_err();
+    let full = cache.fill(&own(2, size), 1, never).await.unwrap_err();
     assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
     // Not while someone waits for it.
     let reader = tokio::spawn({
         let cache = cache.clone();
-        async move { cache.read_range(&key(1), size, CHUNK..CHUNK + 9, held_up).await }
+        async move { cache.read_range(&own(1, size), CHUNK..CHUNK + 9, held_up).await }
     });
     asked.notified().await;
     assert_eq!(cache.retain(|_| false).await.unwrap(), 0);
     answer.notify_one();
-    assert_eq!(reader.await.unwrap().unwrap(), content(CHUNK..CHUNK + 9));
+    assert_eq!(reader.await.unwrap().unwrap().bytes, content(CHUNK..CHUNK + 9));
     // Nor when it is of use.
     assert_eq!(cache.retain(|k| *k == key(1)).await.unwrap(), 0);
 
     assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
     assert_eq!((cache.usage(), files(dir.path())), (Usage::default(), vec![]));
-    cache.fill(&key(2), size, 2, counted(&count)).await.unwrap();
-    assert_eq!(cache.read_range(&key(2), size, 0..size, never).await.unwrap(), content(0..size));
+    cache.fill(&own(2, size), 2, counted(&count)).await.unwrap();
+    assert_eq!(cache.read_range(&own(2, size), 0..size, never).await.unwrap().bytes, content(0..size));
 }

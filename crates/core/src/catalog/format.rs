@@ -1,5 +1,7 @@
 //! Where what lies in a catalog file.
 
+pub(super) use crate::checksum::crc32c;
+
 use super::{CatalogError, NAME_MAX, Sizes, VERSION_MAX};
 
 const MAGIC: &[u8; 8] = b"LARDRCAT";
@@ -126,11 +128,6 @@ impl Row {
     pub fn decode(row: &[u8; ROW]) -> Self {
         Self { start: u64_at(row, 0), len: u32_at(row, 8), crc: u32_at(row, 12) }
     }
-}
-
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
-    // A 32-bit algorithm: the upper half is zero.
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 /// MUST lie within the bytes, like all that follow.

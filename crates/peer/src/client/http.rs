@@ -10,7 +10,7 @@ use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_core::key::ObjectKey;
+use larder_core::{checksum::crc32c, key::ObjectKey};
 use std::{net::SocketAddr, ops::Range, time::Duration};
 
 /// Why one worker did not give the bytes.
@@ -82,7 +82,12 @@ impl Transport {
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
         let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
-        Ok((source, self.exactly(body, range).await?))
+        let crc = crc_of(&parts);
+        let bytes = self.exactly(body, range).await?;
+        if crc.is_some_and(|crc| crc != crc32c(&bytes)) {
+            return Err(Failure::Broken("sent bytes that do not match their checksum".to_owned()));
+        }
+        Ok((source, bytes))
     }
 
     /// A chunk from the disk of a worker, and the CRC-32C it was written with.
@@ -97,8 +102,7 @@ impl Transport {
         let fetch = fetch.map_or_else(String::new, |(snapshot, inode)| format!("?snapshot={snapshot}&inode={inode}"));
         let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}{fetch}");
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
-        let crc = parts.headers.get(CRC_HEADER).and_then(|v| u32::from_str_radix(v.to_str().ok()?, 16).ok());
-        let crc = crc.ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
+        let crc = crc_of(&parts).ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
         Ok((self.exactly(body, range).await?, crc))
     }
 
@@ -172,6 +176,10 @@ impl Transport {
             }
         }
     }
+}
+
+fn crc_of(parts: &http::response::Parts) -> Option<u32> {
+    u32::from_str_radix(parts.headers.get(CRC_HEADER)?.to_str().ok()?, 16).ok()
 }
 
 /// hyper's own text leaves out what happened ("client error (Connect)").

@@ -3,6 +3,7 @@ use crate::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, 
 use futures::StreamExt as _;
 use larder_core::{
     catalog::{Builder, Listed, digest},
+    checksum::crc32c,
     key::ObjectKey,
     placement::{Member, Members},
 };
@@ -30,6 +31,8 @@ enum Way {
     File,
     Stream,
     BreaksOff,
+    /// Bytes and checksum do not belong together.
+    Rots,
     Hangs,
     Takes(Duration),
     Refuses(Refusal),
@@ -66,10 +69,12 @@ impl ObjectSource for Fake {
             let half = all.len() / 2;
             [Bytes::copy_from_slice(&all[..half]), Bytes::copy_from_slice(&all[half..])].into_iter().take(n).map(Ok)
         };
+        let rots = matches!(way, Way::Rots);
         let body = match way {
             Way::File => Body::File(file_of(&content(0..SIZE))),
             Way::Stream => Body::Stream(futures::stream::iter(pieces(2)).boxed()),
             Way::BreaksOff => Body::Stream(futures::stream::iter(pieces(1).chain([Err(io::Error::other("disk"))])).boxed()),
+            Way::Rots => Body::Bytes(Bytes::from(content(range.clone()))),
             Way::Hangs => std::future::pending().await,
             Way::Takes(time) => {
                 tokio::time::sleep(time).await;
@@ -77,23 +82,25 @@ impl ObjectSource for Fake {
             }
             Way::Refuses(refusal) => return Err(refusal),
         };
-        Ok(ObjectReply { source: Source::Origin, size: SIZE, body })
+        let sum = crc32c(&content(range));
+        let crc32c = if rots { sum ^ 1 } else { sum };
+        Ok(ObjectReply { source: Source::Origin, size: SIZE, crc32c: Some(crc32c), body })
     }
 
     async fn copy(
         &self,
         dataset_uid: &str,
         asked: ObjectKey,
-        _: Range<u64>,
+        range: Range<u64>,
         _: Option<(String, u64)>,
     ) -> Result<CopyReply, Refusal> {
         let way = self.way.lock().clone();
         match way {
             Way::File if (dataset_uid, asked) == (UID, key()) => {
-                Ok(CopyReply { file: file_of(&content(0..SIZE)), crc32c: 0x00c0_ffee })
+                Ok(CopyReply { bytes: content(range).into(), crc32c: 0x00c0_ffee })
             }
             // Shorter than what is asked for.
-            Way::BreaksOff => Ok(CopyReply { file: file_of(&content(0..SIZE / 2)), crc32c: 0 }),
+            Way::BreaksOff => Ok(CopyReply { bytes: content(0..SIZE / 2).into(), crc32c: 0 }),
             Way::Hangs => std::future::pending().await,
             _ => Err(Refusal::NotFound("not here".into())),
         }
@@ -279,6 +286,15 @@ async fn an_answer_that_breaks_off_is_never_passed_on() {
     cluster.way(&order[1], Way::Refuses(Refusal::Unavailable("disk full".into())));
     let got = cluster.read(0..2_000_000).await.unwrap();
     assert!(got.node == order[2] && got.bytes == content(0..2_000_000));
+}
+
+#[tokio::test]
+async fn bytes_that_do_not_match_their_checksum_are_asked_for_elsewhere() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Rots);
+    let got = cluster.read(7..1_000_000).await.unwrap();
+    assert!(got.node == order[1] && got.bytes == content(7..1_000_000));
 }
 
 #[tokio::test]

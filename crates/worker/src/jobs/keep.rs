@@ -19,7 +19,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{future::BoxFuture, poll};
-use larder_cache::{CHUNK, ReadError};
+use larder_cache::{CHUNK, Keep, Object, ReadError};
 use larder_core::key::ObjectKey;
 use larder_origin::Error as OriginError;
 use room::Room;
@@ -144,7 +144,8 @@ impl Copier {
         let kib = at.size.min(CHUNKS as u64 * CHUNK).div_ceil(1024) as u32;
         // Never closed.
         let Ok(_in_flight) = self.in_flight.acquire_many(kib).await else { return Outcome::Nothing };
-        let mut fill = pin!(worker.cache.fill(&at.key, at.size, CHUNKS, from_owner(worker, &at)));
+        let object = Object { key: at.key, size: at.size, keep: Keep::Copy };
+        let mut fill = pin!(worker.cache.fill(&object, CHUNKS, from_owner(worker, &at)));
         let begun = {
             let mut room = self.room.lock().await;
             if worker.cache.contains(&at.key) {

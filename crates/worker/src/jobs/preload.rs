@@ -9,7 +9,7 @@ use crate::{
     worker::{Located, Worker, locate},
 };
 use futures::StreamExt as _;
-use larder_cache::ReadError;
+use larder_cache::{Keep, Object, ReadError};
 use larder_core::{catalog::CatalogError, placement::Members};
 use larder_proto::control::v1::{Phase, Problem};
 use parking_lot::Mutex;
@@ -90,11 +90,17 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
     let mut made_room = false;
     // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
     let mut progress = progress;
+    let mut damages = worker.cache.damages();
     loop {
+        damages.mark_unchanged();
         match attempt(&share, &progress, &goal.source).await {
             Ok(()) => {
                 progress.end(Phase::Succeeded, None);
-                return std::future::pending().await;
+                if damages.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+                progress = share.count_again(&progress);
+                continue;
             }
             Err(p) => {
                 let full = [reasons::QUOTA_EXCEEDED, reasons::DISK_FULL].contains(&p.reason.as_str());
@@ -161,7 +167,8 @@ async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> 
             Ok(bytes)
         }
     };
-    let filled = worker.cache.fill(&at.key, at.size, CHUNKS, counting).await;
+    let object = Object { key: at.key, size: at.size, keep: Keep::Own };
+    let filled = worker.cache.fill(&object, CHUNKS, counting).await;
     // Chunks that readers had fetched count as well; those of a file that failed do not.
     let counted = counted.load(Relaxed);
     match filled {

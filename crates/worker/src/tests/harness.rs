@@ -87,6 +87,7 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
         lock_wait: Duration::from_secs(60),
         floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
+        scrub: None,
         peer,
     }
 }
