@@ -14,6 +14,7 @@ mod modes;
 mod origin_trouble;
 mod readme;
 mod reboot;
+mod replicas;
 mod samples;
 mod script;
 mod shroud;
@@ -66,6 +67,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "a_node_that_gains_the_label_gets_its_worker_and_share",
         datasets::a_node_that_gains_the_label_gets_its_worker_and_share,
+    )
+    .within(LONG),
+    Test::new(
+        "a_node_with_a_replica_takes_the_place_of_one_that_is_lost",
+        replicas::a_node_with_a_replica_takes_the_place_of_one_that_is_lost,
     )
     .within(LONG),
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),

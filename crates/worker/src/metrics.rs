@@ -25,7 +25,7 @@ pub const CACHED_FILES: &str = "larder_worker_cached_files";
 pub const ORIGIN_BYTES: &str = "larder_worker_origin_bytes";
 /// Bytes given to peers, by `source`: `disk` or `origin`.
 pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
-/// Bytes copied from the disks of former owners instead of the origin.
+/// Bytes copied from the disks of other workers instead of the origin: of former owners, for replicas, for copies that are kept.
 pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
 /// Bytes given to other workers from the own disk: to new owners, and for copies that they keep.
 pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
@@ -82,7 +82,7 @@ impl Metrics {
         let m = Self::default();
         registry.register_collector(Box::new(Live(Arc::clone(&m.worker))));
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
-        registry.register(COPIED_BYTES, "Bytes copied from former owners instead of the origin", m.copied_bytes.clone());
+        registry.register(COPIED_BYTES, "Bytes copied from the disks of other workers", m.copied_bytes.clone());
         registry.register(DAMAGED_FILES, "Complete files that were found to be bad", m.damaged_files.clone());
         registry.register(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
         registry.register(KEPT_FILES, "Files of other nodes copied because pods here read them", m.kept_files.clone());
