@@ -10,9 +10,11 @@ mod disk;
 mod install;
 mod keys;
 mod larder;
+mod modes;
 mod origin_trouble;
 mod readme;
 mod reboot;
+mod replicas;
 mod samples;
 mod script;
 mod shroud;
@@ -67,9 +69,19 @@ pub const ALL: &[Test] = &[
         datasets::a_node_that_gains_the_label_gets_its_worker_and_share,
     )
     .within(LONG),
+    Test::new(
+        "a_node_with_a_replica_takes_the_place_of_one_that_is_lost",
+        replicas::a_node_with_a_replica_takes_the_place_of_one_that_is_lost,
+    )
+    .within(LONG),
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),
+    Test::new(
+        "a_passthrough_mount_reads_local_files_in_the_kernel",
+        modes::a_passthrough_mount_reads_local_files_in_the_kernel,
+    )
+    .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
     Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),

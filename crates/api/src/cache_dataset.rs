@@ -51,7 +51,11 @@ use serde::{Deserialize, Serialize};
     ),
     printcolumn(json_path = ".spec.source.uri", name = "Source", type_ = "string", priority = 1),
     // The name is also a label value.
-    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must have at most 63 characters")
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must have at most 63 characters"),
+    validation = Rule::new("!has(self.spec.preload) || !has(self.spec.preload.policy) || self.spec.preload.policy != 'None' || \
+        ((!has(self.spec.cache.replicas) || self.spec.cache.replicas == 1) && \
+        (!has(self.spec.cache.placement) || self.spec.cache.placement == 'Sharded'))")
+        .message("replicas and placement Everywhere need preload.policy OnCreate, which makes them")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CacheDatasetSpec {
@@ -73,10 +77,47 @@ pub struct CacheDatasetSpec {
 /// Where and how much of a dataset is kept.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.placement) || self.placement != 'Everywhere' || !has(self.replicas) || self.replicas == 1")
+    .message("replicas is for placement Sharded: with Everywhere each node keeps everything"))]
 pub struct Cache {
     /// The disks to use, exactly one entry.
     #[schemars(length(min = 1, max = 1))]
     pub tiers: Vec<Tier>,
+    /// On how many nodes each file is kept, 1 to 3, if there are so many. Default 1. With more, files of a node that is lost or slow
+    /// are read from the disk of another one, and not from the object store again. The first copy is fetched from the object
+    /// store, the others from the first.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 3), extend("format" = "int32"))]
+    pub replicas: u32,
+    /// Which nodes keep what. `Sharded` (default): each node its share. `Everywhere`: each node everything, so that all reads are
+    /// local; each byte still leaves the object store once.
+    #[serde(default)]
+    pub placement: Placement,
+}
+
+impl Cache {
+    /// On how many nodes each file is kept; more than there are nodes means on all of them.
+    #[must_use]
+    pub fn copies(&self) -> u32 {
+        match self.placement {
+            Placement::Sharded => self.replicas,
+            Placement::Everywhere => u32::MAX,
+        }
+    }
+}
+
+fn default_replicas() -> u32 {
+    1
+}
+
+/// Which nodes keep what.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// Each node its share.
+    #[default]
+    Sharded,
+    /// Each node everything.
+    Everywhere,
 }
 
 /// Space on one kind of disk.
@@ -135,11 +176,28 @@ pub struct Mount {
     #[serde(default = "default_dir_mode")]
     #[schemars(range(min = 0, max = 511), extend("format" = "int32"))]
     pub dir_mode: u32,
+    /// How the kernel opens and reads files. `Auto` (default): `NoOpen` if the files of the snapshot have less than 1 MiB on
+    /// average, else `Passthrough`. Pods that are mounted keep the mode that they were mounted with.
+    #[serde(default)]
+    pub mode: MountMode,
+}
+
+/// How the kernel opens and reads the files of a mount.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MountMode {
+    /// By the sizes of the snapshot's files.
+    #[default]
+    Auto,
+    /// For large files: reads of files on the node's own disk never leave the kernel, but each open takes about 100 µs. Needs
+    /// Linux 6.9; with older kernels it is `NoOpen`.
+    Passthrough,
+    /// For small files: opening costs nothing, and what is in the page cache is read at memory speed.
+    NoOpen,
 }
 
 impl Default for Mount {
     fn default() -> Self {
-        Self { uid: 0, gid: 0, file_mode: default_file_mode(), dir_mode: default_dir_mode() }
+        Self { uid: 0, gid: 0, file_mode: default_file_mode(), dir_mode: default_dir_mode(), mode: MountMode::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{scan, sidecar};
 use larder_core::key::ObjectKey;
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -18,8 +18,14 @@ pub(crate) fn folder(dir: &Path) -> PathBuf {
 }
 
 /// Moves a complete file and its sidecar, as far as they are there; false: there was no file. Blocks.
+///
+/// All permissions are taken off it: that is how whoever has it open sees that it was taken back.
 pub(crate) fn put(dir: &Path, key: &ObjectKey) -> io::Result<bool> {
     let (folder, data) = (folder(dir), scan::data(dir, key));
+    match fs::set_permissions(&data, fs::Permissions::from_mode(0o000)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     fs::create_dir_all(&folder)?;
     let to = folder.join(key.to_string());
     let moved = rename(&data, &to)?;
@@ -72,6 +78,8 @@ mod tests {
             fs::write(sidecar::path(&data), "y").unwrap();
             assert!(put(dir.path(), key).unwrap());
             assert!(!data.exists());
+            let taken_back = fs::metadata(folder(dir.path()).join(key.to_string())).unwrap();
+            assert_eq!(taken_back.permissions().mode() & 0o777, 0);
             // Change times have the grain of the kernel's clock.
             std::thread::sleep(std::time::Duration::from_millis(10));
         }

@@ -1,6 +1,6 @@
-//! `larder describe dataset NAME`
+//! `larder describe dataset NAME`, `larder describe node NAME`
 
-use crate::get::Scope;
+use crate::{get::Scope, node};
 use anyhow::Context as _;
 use comfy_table::{Table, presets::NOTHING};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -24,11 +24,20 @@ enum Kind {
     /// A CacheDataset
     #[value(alias = "datasets", alias = "cds")]
     Dataset,
+    /// A node: what its kernel can do, and how datasets are mounted there
+    #[value(alias = "nodes", alias = "no")]
+    Node,
 }
 
 /// Prints the detail.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
-    let Kind::Dataset = args.kind;
+    match args.kind {
+        Kind::Dataset => dataset(args).await,
+        Kind::Node => node::describe(&args.name).await,
+    }
+}
+
+async fn dataset(args: &Args) -> anyhow::Result<()> {
     anyhow::ensure!(!args.scope.all_namespaces, "--all-namespaces: a dataset is shown from one namespace; use -n NAMESPACE");
     let (api, _) = args.scope.api().await?;
     let dataset = api.get(&args.name).await.with_context(|| format!("get CacheDataset {}", args.name))?;

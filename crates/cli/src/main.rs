@@ -4,6 +4,7 @@
 
 mod describe;
 mod get;
+mod node;
 
 use clap::{Parser, Subcommand};
 use larder_telemetry::Format;
@@ -23,7 +24,7 @@ struct Cli {
 enum Command {
     /// List datasets and how much of them is cached
     Get(get::Args),
-    /// Show one dataset in detail
+    /// Show one dataset or node in detail
     Describe(describe::Args),
     /// Mount a dataset on this machine, without a cluster
     Mount(larder_standalone::mount::Args),

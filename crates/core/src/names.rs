@@ -52,6 +52,12 @@ pub fn mounter_socket(run_dir: &std::path::Path) -> std::path::PathBuf {
     run_dir.join("mounter").join("mounter.sock")
 }
 
+/// The node plugin's socket for backing files.
+#[must_use]
+pub fn backing_socket(run_dir: &std::path::Path) -> std::path::PathBuf {
+    run_dir.join("node").join("backing.sock")
+}
+
 /// Names one FUSE superblock on a node: dataset and snapshot.
 #[must_use]
 pub fn mount_identity(dataset_uid: &str, snapshot: &str) -> String {

@@ -5,6 +5,7 @@
 
 use crate::key::ObjectKey;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The member list of one dataset; written by the operator only.
@@ -38,9 +39,17 @@ impl Members {
     /// Members that are leaving come last.
     #[must_use]
     pub fn order(&self, key: &ObjectKey) -> Vec<&Member> {
-        let mut scored: Vec<(bool, f64, &Member)> = self.members.iter().map(|m| (m.leaving, score(key, m), m)).collect();
-        scored.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.node.cmp(&b.2.node)));
-        scored.into_iter().map(|(_, _, m)| m).collect()
+        let mut places: Vec<Place<'_>> = self.members.iter().map(|m| Place::of(key, m)).collect();
+        places.sort_by(Place::cmp);
+        places.into_iter().map(|p| p.member).collect()
+    }
+
+    /// Is the node among the first so many of the order: the owner, or one that keeps a replica?
+    #[must_use]
+    pub fn holds(&self, key: &ObjectKey, node: &str, replicas: u32) -> bool {
+        let Some(own) = self.members.iter().find(|m| m.node == node).map(|m| Place::of(key, m)) else { return false };
+        let before = self.members.iter().filter(|m| Place::of(key, m).cmp(&own).is_lt()).count();
+        before < replicas as usize
     }
 
     /// Other members than `node` that owned the object before its present owner came, the last one first: whoever was the owner
@@ -65,11 +74,24 @@ impl Members {
     /// The owner, if there is any member at all.
     #[must_use]
     pub fn owner(&self, key: &ObjectKey) -> Option<&Member> {
-        self.members
-            .iter()
-            .map(|m| (m.leaving, score(key, m), m))
-            .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.node.cmp(&b.2.node)))
-            .map(|(_, _, m)| m)
+        self.members.iter().map(|m| Place::of(key, m)).min_by(Place::cmp).map(|p| p.member)
+    }
+}
+
+/// A member's place in the order of an object.
+struct Place<'a> {
+    score: f64,
+    member: &'a Member,
+}
+
+impl<'a> Place<'a> {
+    fn of(key: &ObjectKey, member: &'a Member) -> Self {
+        Self { score: score(key, member), member }
+    }
+
+    fn cmp(&self, other: &Self) -> Ordering {
+        let (a, b) = (self.member, other.member);
+        a.leaving.cmp(&b.leaving).then(self.score.total_cmp(&other.score)).then(a.node.cmp(&b.node))
     }
 }
 
@@ -149,6 +171,24 @@ mod tests {
         }
         assert!((800..1_200).contains(&moved), "{moved}");
         assert!(keys(200).all(|k| members(&[1, 1, 1]).former_owners(&k, "gpu-0").is_empty()));
+    }
+
+    #[test]
+    fn replicas_are_on_the_first_of_the_order_and_a_new_member_moves_no_other() {
+        let (m, more) = (members(&[1, 1, 2, 1]), members(&[1, 1, 2, 1, 1]));
+        for k in keys(500) {
+            for replicas in [1, 2, u32::MAX] {
+                let holders: Vec<&str> =
+                    m.members.iter().map(|m| m.node.as_str()).filter(|node| m.holds(&k, node, replicas)).collect();
+                let order = m.order(&k);
+                assert_eq!(holders.len(), order.len().min(replicas as usize));
+                assert!(order.iter().take(holders.len()).all(|m| holders.contains(&m.node.as_str())));
+                // At most one holder loses it, and to the new one.
+                let lost = holders.iter().filter(|node| !more.holds(&k, node, replicas)).count();
+                assert_eq!(lost, usize::from(replicas != u32::MAX && more.holds(&k, "gpu-4", replicas)));
+            }
+        }
+        assert!(!m.holds(&keys(1).next().unwrap(), "stranger", 3));
     }
 
     #[test]

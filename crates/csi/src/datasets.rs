@@ -5,10 +5,14 @@
 
 use crate::state::Record;
 use kube::{Api, Resource as _, core::ObjectMeta};
-use larder_api::{CacheDataset, cache_dataset::Mount as Look, conditions::types};
+use larder_api::{
+    CacheDataset,
+    cache_dataset::{Mount as Look, MountMode},
+    conditions::types,
+};
 use larder_core::names;
-use larder_fuse::protocol::mounter::Mount;
-use serde::Deserialize;
+use larder_fuse::protocol::mounter::{Mode, Mount};
+use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{borrow::Cow, time::Duration};
 use tokio::time::Instant;
 
@@ -58,7 +62,19 @@ struct Seen {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct SeenSpec {
+    #[serde(deserialize_with = "look")]
     mount: Look,
+}
+
+/// A mode of a newer release means no more than the default.
+fn look<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Look, D::Error> {
+    let mut look = serde_json::Value::deserialize(deserializer)?;
+    if let Some(fields) = look.as_object_mut()
+        && fields.get("mode").is_some_and(|mode| MountMode::deserialize(mode).is_err())
+    {
+        fields.remove("mode");
+    }
+    serde_json::from_value(look).map_err(D::Error::custom)
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -181,6 +197,11 @@ fn choose(object: &Seen, namespace: &str, name: &str, uid: &str) -> Result<Recor
         gid: look.gid,
         file_mode: look.file_mode,
         dir_mode: look.dir_mode,
+        mode: match look.mode {
+            MountMode::Auto => Mode::Auto,
+            MountMode::Passthrough => Mode::Passthrough,
+            MountMode::NoOpen => Mode::NoOpen,
+        },
     };
     Ok(Record::new(mount, namespace, name))
 }
@@ -199,7 +220,7 @@ mod tests {
             "spec": {
                 "source": {"uri": "s3://datasets/imagenet/", "credentials": {"anonymous": {}}},
                 "cache": {"tiers": [{"name": "nvme", "quota": "1Ti"}]},
-                "mount": {"uid": 1000, "fileMode": 0o440},
+                "mount": {"uid": 1000, "fileMode": 0o440, "mode": "NoOpen"},
             },
             "status": status,
         }))
@@ -219,6 +240,7 @@ mod tests {
             (record.mount.uid, record.mount.gid, record.mount.file_mode, record.mount.dir_mode),
             (1000, 0, 0o440, 0o555)
         );
+        assert_eq!(record.mount.mode, Mode::NoOpen);
     }
 
     #[test]
@@ -231,7 +253,7 @@ mod tests {
                 // Another kind of source, a policy and fields that this release does not know, required ones missing.
                 "source": {"git": {"url": 1}},
                 "preload": {"policy": "WhenTheMoonIsFull"},
-                "mount": {"uid": 7, "mode": "NoOpen", "quirks": ["a"]},
+                "mount": {"uid": 7, "mode": "Telepathy", "quirks": ["a"]},
             },
             "status": {
                 "snapshot": {"id": id, "files": "many", "shards": [1]},
@@ -242,6 +264,7 @@ mod tests {
         .unwrap();
         let record = choose_of(&object).unwrap();
         assert_eq!((record.mount.snapshot, record.mount.uid, record.mount.file_mode), (id, 7, 0o444));
+        assert_eq!(record.mount.mode, Mode::Auto);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Host {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// The sockets' folders, for the mounter and the workers.
+    /// The sockets' folders, for the mounter, the workers and this process.
     pub(crate) fn prepare_run_dir(&self) -> Result<(), HostError> {
         let root = self.open_root()?;
         let mut at = root;
@@ -68,6 +68,7 @@ impl Host {
             at = make(&at, &path, Path::new(part), None)?;
             path.push(part);
         }
+        make(&at, &path, Path::new("node"), None)?;
         make(&at, &path, Path::new("mounter"), Some((MOUNTER_UID, 0o755)))?;
         make(&at, &path, Path::new("worker"), Some((WORKER_UID, 0o755)))?;
         Ok(())

@@ -8,14 +8,17 @@
 //!                    ▼
 //!        state/<identity>.json   which target shows which snapshot
 //!        host                    folders of sockets and tiers, with their owners
+//!        backing ◄─unix socket── mounter: files that the kernel is to read itself
 //! ```
 //!
-//! The only privileged daemon. It holds no data, no cloud credentials, and keeps no FUSE descriptor: the mounter alone does.
+//! The only privileged daemon. It holds no data, no cloud credentials, and keeps no FUSE descriptor beyond the mounter's life:
+//! the mounter alone does.
 //! Owner of the kernel's mounts beneath the kubelet's folder and of the state records. When it dies, mounts live on and no pod
 //! starts or ends; at the next start it compares its records with the mount table and goes on. Every call may be repeated.
 //! No path that may lead into FUSE is touched without a deadline.
 #![forbid(unsafe_code)]
 
+mod backing;
 mod datasets;
 mod host;
 mod identity;

@@ -107,6 +107,7 @@ mod tests {
             gid: 0,
             file_mode: 0,
             dir_mode: 0,
+            mode: larder_fuse::protocol::mounter::Mode::Auto,
         };
         let mut record = Record::new(mount, "ns", "name");
         record.targets = targets.iter().map(PathBuf::from).collect();

@@ -1,6 +1,7 @@
 //! Wiring: flags, sockets, the order in which things start.
 
 use crate::{
+    backing,
     datasets::Datasets,
     host::Host,
     identity::Identity,
@@ -96,6 +97,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     .await??;
 
     let health = Health::default();
+    let backing_files = backing::listen(&names::backing_socket(&host.inside(&args.run_dir)))?;
     let (csi, registration) = (listen(&layout.csi_socket())?, listen(&layout.registration_socket())?);
     // The kubelet calls as soon as it sees the registration socket; the CSI socket listens by then.
     let mut tasks = JoinSet::new();
@@ -109,6 +111,11 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         .add_service(registrar)
         .serve_with_incoming_shutdown(UnixListenerStream::new(registration), shutdown.clone().cancelled_owned());
     tasks.spawn(async move { registrar.await.context("serve registration") });
+    let backing_files = backing::serve(backing_files, shutdown.clone());
+    tasks.spawn(async move {
+        backing_files.await;
+        Ok(())
+    });
     let admin = serve_admin(args.admin_addr, health, registry, shutdown.clone());
     tasks.spawn(async move { admin.await.context("serve admin endpoints") });
     let keep = host.keep_prepared(shutdown.clone());

@@ -162,6 +162,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_fuse::protocol::mounter::Mode;
 
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 
@@ -175,6 +176,7 @@ mod tests {
             gid: 0,
             file_mode: 0o444,
             dir_mode: 0o555,
+            mode: Mode::Auto,
         };
         Record::new(mount, "vision", "imagenet")
     }

@@ -6,9 +6,11 @@
 //! A [`Conn`] has no state beside the socket; when either process dies the other reads the end of the stream.
 
 mod message;
+mod quick;
 
 pub use message::MESSAGE_MAX;
 pub(crate) use message::{check, receive};
+pub use quick::QuickConn;
 
 use nix::{
     errno::Errno,

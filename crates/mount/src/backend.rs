@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use larder_core::key::ObjectKey;
-use std::{fs::File, ops::Range, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::MetadataExt as _, sync::Arc};
 
 /// Whose bytes they are; the metrics tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,23 @@ pub struct Fetched {
     pub place: Place,
 }
 
+/// Is the file what it was given out as? The worker takes a file back by removing it, to make room, or by taking all permissions
+/// off it, because its bytes turned out to be wrong. A file of another size is another file.
+pub(crate) fn check(file: &File, size: u64) -> io::Result<()> {
+    let meta = file.metadata()?;
+    match meta.len() {
+        _ if meta.nlink() == 0 || meta.mode() & 0o444 == 0 => Err(io::Error::other("the worker has taken it back")),
+        len if len == size => Ok(()),
+        len => Err(io::Error::other(format!("it has {len} bytes, the snapshot says {size}"))),
+    }
+}
+
 /// Bytes of the files of one snapshot.
 ///
 /// Inodes are those of files that exist; ranges are not empty and end within the file.
 pub trait Backend: Send + Sync + 'static {
-    /// The complete local file, if it is open already. Called in a FUSE thread: MUST NOT wait for anything.
+    /// The complete local file, if it is open already or can be had in a moment. Called in a FUSE thread: MUST NOT wait for more
+    /// than some milliseconds.
     fn known_file(&self, inode: u64) -> Option<Arc<File>>;
 
     /// Looks for the complete local file. MUST end within about a second, whatever the worker does.

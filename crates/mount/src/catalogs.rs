@@ -143,7 +143,7 @@ impl Copies {
     /// The one of this node's worker, if it has it.
     async fn of_local_worker(&self, dataset_uid: &str, digest: &str) -> Option<Catalog<File>> {
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, dataset_uid));
-        let file = match worker.ask(&Request::Catalog { digest: digest.to_owned() }).await {
+        let file = match worker.ask(&Request::Catalog { digest: digest.to_owned() }, None).await {
             Ok((Reply::File {}, Some(fd))) => File::from(fd),
             Ok((reply, _)) => {
                 tracing::debug!(digest, ?reply, "local worker has no such catalog");

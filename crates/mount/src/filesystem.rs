@@ -1,29 +1,33 @@
 //! A snapshot as a file system.
 //!
 //! Everything but `read` is answered from the catalog in the FUSE thread that got the request. `read` is answered there too
-//! when the local file is open already; else in a task, so that a slow network never holds a FUSE thread.
+//! when the local file is open already; else in a task, so that a slow network never holds a FUSE thread. How files are
+//! opened is in [`opens`].
 
 mod attributes;
 mod listing;
+mod opens;
 mod read;
 
 pub use attributes::Look;
 
-use crate::{backend::Backend, error::FsError, metrics::ReadCounters};
+use crate::{backend::Backend, error::FsError, metrics::ReadCounters, passthrough::Backings};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use larder_core::catalog::{Catalog, Kind, NAME_MAX};
+use larder_fuse::protocol::mounter::Mode;
+use opens::OpenTable;
 use read::Reader;
 use std::{
     ffi::OsStr,
     fs::File,
     io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -40,11 +44,37 @@ pub struct DatasetFs<B> {
     identity: Arc<str>,
     catalog: Arc<Catalog<File>>,
     look: Look,
-    reader: Reader<B>,
+    reader: Arc<Reader<B>>,
+    opening: Opening,
+    runtime: tokio::runtime::Handle,
+    /// On a passthrough mount.
+    opens: Option<Arc<OpenTable>>,
+}
+
+/// How files are to be opened.
+#[derive(Clone, Default)]
+pub struct Opening {
+    /// What the user wants.
+    pub wanted: Mode,
+    /// Without, there is no passthrough.
+    pub backings: Option<Arc<dyn Backings>>,
+    /// What comes of it.
+    pub outcome: Arc<Outcome>,
+}
+
+/// What came of how files were to be opened. Each is set at most once.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Set when the kernel's INIT has been answered; never to `Auto`.
+    pub mode: OnceLock<Mode>,
+    /// Does this kernel offer passthrough? Set with the mode.
+    pub kernel_can: OnceLock<bool>,
+    /// Why the local files of a passthrough mount are read through the mounter all the same.
+    pub refused: OnceLock<String>,
 }
 
 impl<B: Backend> DatasetFs<B> {
-    /// `catalog` has been verified; reads that must wait run on `runtime`.
+    /// `catalog` has been verified; reads and opens that must wait run on `runtime`.
     #[must_use]
     pub fn new(
         identity: &str,
@@ -52,11 +82,34 @@ impl<B: Backend> DatasetFs<B> {
         look: Look,
         backend: B,
         reads: ReadCounters,
+        opening: Opening,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let identity: Arc<str> = identity.into();
-        let reader = Reader::new(Arc::clone(&identity), backend, reads, runtime);
-        Self { identity, catalog, look, reader }
+        let reader = Arc::new(Reader::new(Arc::clone(&identity), backend, reads, runtime.clone()));
+        Self { identity, catalog, look, reader, opening, runtime, opens: None }
+    }
+
+    /// Decides how files are opened and says so to the kernel.
+    fn choose_mode(&mut self, config: &mut KernelConfig) {
+        let backings = self.opening.backings.clone();
+        let offered = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
+        // 1 lets the mount lie beneath an overlay; files that lie on one themselves cannot be backing files then.
+        let can = |config: &mut KernelConfig| {
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
+        };
+        let mode = match backings {
+            // Asked for only when it is used: a connection with it refuses other things.
+            Some(backings) if opens::resolve(self.opening.wanted, &self.catalog) == Mode::Passthrough && can(config) => {
+                let table = Arc::new(OpenTable::new(backings, Arc::clone(&self.opening.outcome)));
+                self.runtime.spawn(opens::keep_tidy(Arc::downgrade(&table)));
+                self.opens = Some(table);
+                Mode::Passthrough
+            }
+            _ => Mode::NoOpen,
+        };
+        // A session answers INIT once.
+        let _ = (self.opening.outcome.kernel_can.set(offered), self.opening.outcome.mode.set(mode));
     }
 
     fn failed(&self, operation: &'static str, inode: INodeNo, error: &FsError) -> Errno {
@@ -102,9 +155,22 @@ impl<B: Backend> DatasetFs<B> {
         }
     }
 
-    fn open_file(&self, inode: INodeNo, flags: OpenFlags) -> Result<(), FsError> {
-        self.file(inode)?;
-        if flags.acc_mode() == OpenAccMode::O_RDONLY { Ok(()) } else { Err(FsError::ReadOnly) }
+    /// Size of a file that may be opened in this way.
+    fn open_file(&self, inode: INodeNo, flags: OpenFlags) -> Result<u64, FsError> {
+        let (_, size) = self.file(inode)?;
+        if flags.acc_mode() == OpenAccMode::O_RDONLY { Ok(size) } else { Err(FsError::ReadOnly) }
+    }
+
+    /// Opens at once what is or was open, else in a task: the local file is the worker's to give.
+    fn open_in_table(&self, table: &Arc<OpenTable>, inode: u64, size: u64, reply: ReplyOpen) {
+        if let Some(way) = table.again(inode, size) {
+            return way.reply(inode, reply);
+        }
+        let (table, reader, identity) = (Arc::clone(table), Arc::clone(&self.reader), Arc::clone(&self.identity));
+        self.runtime.spawn(async move {
+            let way = table.way(reader.local_file(inode, size).await, &identity).await;
+            table.first(inode, way).reply(inode, reply);
+        });
     }
 
     /// Names of the attributes that tell where a file's content comes from.
@@ -165,6 +231,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         if config.set_max_background(MAX_BACKGROUND).is_err() {
             tracing::debug!(identity = &*self.identity, "kernel refused the number of background requests");
         }
+        self.choose_mode(config);
         Ok(())
     }
 
@@ -185,11 +252,28 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.open_file(ino, flags) {
-            // The handle is the inode: it means the same in the next process.
-            Ok(()) => reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            Err(e) => reply.error(self.failed("open", ino, &e)),
+        match (self.open_file(ino, flags), &self.opens) {
+            (Ok(size), Some(table)) => self.open_in_table(table, ino.0, size, reply),
+            // Told once, the kernel opens and closes without us from then on, and keeps the page cache.
+            (Ok(_), None) => reply.error(Errno::ENOSYS),
+            (Err(e), _) => reply.error(self.failed("open", ino, &e)),
         }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(table) = &self.opens {
+            table.release(ino.0);
+        }
+        reply.ok();
     }
 
     fn read(
@@ -219,7 +303,8 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.folder(ino) {
-            Ok(_) => reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
+            // As for files; the kernel then keeps the listing too.
+            Ok(_) => reply.error(Errno::ENOSYS),
             Err(e) => reply.error(self.failed("opendir", ino, &e)),
         }
     }
@@ -411,7 +496,8 @@ mod tests {
         file.write_all(&builder.finish().0).unwrap();
         let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
         let catalog = Arc::new(Catalog::open(file).unwrap());
-        DatasetFs::new("test", catalog, look, NoBackend, ReadCounters::default(), runtime.handle().clone())
+        let opening = Opening::default();
+        DatasetFs::new("test", catalog, look, NoBackend, ReadCounters::default(), opening, runtime.handle().clone())
     }
 
     #[test]

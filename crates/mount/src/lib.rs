@@ -15,6 +15,7 @@
 //! fetched again at the next start.
 #![forbid(unsafe_code)]
 
+mod asker;
 pub mod backend;
 mod catalogs;
 mod error;
@@ -22,5 +23,6 @@ pub mod filesystem;
 pub mod metrics;
 pub mod mounter;
 mod node;
+pub mod passthrough;
 
 pub use node::OpenFiles;

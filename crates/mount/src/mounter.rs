@@ -6,6 +6,7 @@
 
 mod ended;
 mod mounts;
+mod page;
 mod socket;
 
 use crate::{
@@ -17,8 +18,9 @@ use anyhow::Context as _;
 use larder_core::names;
 use larder_fuse::fdpass::Listener;
 use larder_members::Watch;
-use larder_telemetry::{Health, serve_admin};
+use larder_telemetry::{Health, Page, serve_admin_with};
 use mounts::Mounts;
+pub use page::{MountPage, NodePage};
 use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
@@ -92,7 +94,10 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
 
     // The admin server outlives `shutdown`: metrics of a mounter that is draining are of interest.
     let (health, stopped) = (Health::default(), CancellationToken::new());
-    let admin = tokio::spawn(serve_admin(args.admin_addr, health.clone(), registry, stopped.clone()));
+    let shown = Arc::clone(&mounts);
+    let page: Page = Arc::new(move || serde_json::to_value(shown.page()).unwrap_or_default());
+    let admin =
+        tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), registry, vec![("/mounts", page)], stopped.clone()));
     health.set_ready(true);
     tracing::info!(node = args.node, open_files, "mounter is ready");
 

@@ -1,13 +1,14 @@
 //! The backend of a real node: complete files from the local worker as descriptors, everything else from workers over HTTP.
 
-mod local_worker;
 mod open_files;
 mod reports;
 
-pub(crate) use local_worker::LocalWorker;
 pub use open_files::OpenFiles;
 
-use crate::backend::{Backend, Fetched, Place};
+use crate::{
+    asker::Asker,
+    backend::{Backend, Fetched, Place},
+};
 use larder_core::key::ObjectKey;
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_members::Watch;
@@ -16,6 +17,7 @@ use reports::Reports;
 use std::{
     fs::File,
     ops::Range,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,6 +35,9 @@ pub(crate) struct Node {
     pub(crate) members: Watch,
     pub(crate) files: Arc<OpenFiles>,
 }
+
+/// The worker of one dataset on this node.
+pub(crate) type LocalWorker = Asker<Request, Reply>;
 
 /// Bytes of one mounted snapshot.
 pub(crate) struct NodeBackend {
@@ -53,6 +58,38 @@ impl NodeBackend {
     }
 }
 
+impl NodeBackend {
+    fn request(&self, inode: u64) -> Request {
+        Request::Open { snapshot: self.snapshot.clone(), inode }
+    }
+
+    /// What the worker said when it was asked for a file, remembered.
+    fn found(&self, inode: u64, asked: Instant, reply: Reply, fd: Option<OwnedFd>) -> Option<Arc<File>> {
+        let files = &self.node.files;
+        match (reply, fd) {
+            (Reply::File {}, Some(fd)) => {
+                let file = Arc::new(File::from(fd));
+                files.insert(self.session, inode, Arc::clone(&file));
+                Some(file)
+            }
+            (Reply::Absent { owner }, _) => {
+                files.set_absent(self.session, inode, asked, if owner { ABSENT_AT_OWNER } else { ABSENT });
+                None
+            }
+            (reply, _) => {
+                tracing::warn!(
+                    dataset = self.dataset_uid,
+                    inode,
+                    ?reply,
+                    "local worker did not give the file; reading over the network"
+                );
+                files.set_absent(self.session, inode, asked, ABSENT_AT_OWNER);
+                None
+            }
+        }
+    }
+}
+
 impl Drop for NodeBackend {
     fn drop(&mut self) {
         self.node.files.forget_session(self.session);
@@ -61,7 +98,16 @@ impl Drop for NodeBackend {
 
 impl Backend for NodeBackend {
     fn known_file(&self, inode: u64) -> Option<Arc<File>> {
-        self.node.files.get(self.session, inode)
+        let files = &self.node.files;
+        if let Some(file) = files.get(self.session, inode) {
+            return Some(file);
+        }
+        if files.is_absent(self.session, inode) {
+            return None;
+        }
+        let asked = Instant::now();
+        let (reply, fd) = self.worker.ask_now(&self.request(inode))?;
+        self.found(inode, asked, reply, fd)
     }
 
     async fn find_file(&self, inode: u64) -> Option<Arc<File>> {
@@ -73,27 +119,8 @@ impl Backend for NodeBackend {
             return None;
         }
         let asked = Instant::now();
-        let request = Request::Open { snapshot: self.snapshot.clone(), inode };
-        match self.worker.ask(&request).await {
-            Ok((Reply::File {}, Some(fd))) => {
-                let file = Arc::new(File::from(fd));
-                files.insert(self.session, inode, Arc::clone(&file));
-                Some(file)
-            }
-            Ok((Reply::Absent { owner }, _)) => {
-                files.set_absent(self.session, inode, asked, if owner { ABSENT_AT_OWNER } else { ABSENT });
-                None
-            }
-            Ok((reply, _)) => {
-                tracing::warn!(
-                    dataset = self.dataset_uid,
-                    inode,
-                    ?reply,
-                    "local worker did not give the file; reading over the network"
-                );
-                files.set_absent(self.session, inode, asked, ABSENT_AT_OWNER);
-                None
-            }
+        match self.worker.ask(&self.request(inode), None).await {
+            Ok((reply, fd)) => self.found(inode, asked, reply, fd),
             // Not remembered by inode: the worker as a whole is away, and `ask` remembers that.
             Err(error) => {
                 tracing::debug!(dataset = self.dataset_uid, inode, %error, "local worker does not answer");

@@ -5,7 +5,7 @@
 use larder_core::names;
 use larder_fuse::{
     fdpass::Conn,
-    protocol::mounter::{Mount, Reply, Request},
+    protocol::mounter::{Mode, Mount, Reply, Request},
 };
 use larder_mount::mounter::{Args, run_with};
 use std::{convert::Infallible, fs, fs::File, os::fd::AsFd as _, time::Duration};
@@ -23,6 +23,7 @@ fn mk_mount() -> Mount {
         gid: 0,
         file_mode: 0o444,
         dir_mode: 0o555,
+        mode: Mode::Auto,
     }
 }
 

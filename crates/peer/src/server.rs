@@ -24,12 +24,13 @@ pub trait ObjectSource: Send + Sync + 'static {
     fn object(&self, request: ObjectRequest) -> impl Future<Output = Result<ObjectReply, Refusal>> + Send;
 
     /// A chunk as it lies on the own disk. MUST NOT make anyone fetch it, nor wait for a fetch that may itself be waiting for
-    /// a copy: two nodes would wait for each other.
+    /// a copy: two nodes would wait for each other. With `fetch`, the object's snapshot and inode, an owner fetches it first.
     fn copy(
         &self,
         dataset_uid: &str,
         key: ObjectKey,
         range: Range<u64>,
+        fetch: Option<(String, u64)>,
     ) -> impl Future<Output = Result<CopyReply, Refusal>> + Send;
 
     /// The verified catalog file of a snapshot. `digest` is 64 hex digits.
@@ -196,16 +197,23 @@ async fn object<S: ObjectSource>(
     }
 }
 
+#[derive(serde::Deserialize)]
+struct CopyQuery {
+    snapshot: Option<String>,
+    inode: Option<u64>,
+}
+
 async fn copy<S: ObjectSource>(
     State(source): State<Arc<S>>,
     Path((dataset_uid, key)): Path<(String, String)>,
+    Query(query): Query<CopyQuery>,
     headers: HeaderMap,
 ) -> Response {
     let (key, range) = match asked(&key, &headers) {
         Ok(asked) => asked,
         Err(response) => return *response,
     };
-    match source.copy(&dataset_uid, key, range.clone()).await {
+    match source.copy(&dataset_uid, key, range.clone(), query.snapshot.zip(query.inode)).await {
         Err(refusal) => refusal.into_response(),
         Ok(copy) => (
             StatusCode::PARTIAL_CONTENT,

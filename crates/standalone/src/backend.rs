@@ -39,7 +39,15 @@ impl LocalBackend {
 
 impl Backend for LocalBackend {
     fn known_file(&self, inode: u64) -> Option<Arc<File>> {
-        self.files.get(SESSION, inode)
+        if let Some(file) = self.files.get(SESSION, inode) {
+            return Some(file);
+        }
+        if self.files.is_absent(SESSION, inode) {
+            return None;
+        }
+        let file = Arc::new(self.data.file_now(&self.snapshot, inode)?);
+        self.files.insert(SESSION, inode, Arc::clone(&file));
+        Some(file)
     }
 
     async fn find_file(&self, inode: u64) -> Option<Arc<File>> {

@@ -12,11 +12,13 @@ use crate::{
 };
 use anyhow::Context as _;
 use indicatif::{BinaryBytes, HumanCount};
+use larder_api::cache_dataset::MountMode;
 use larder_core::names;
-use larder_fuse::{control, limits, session};
+use larder_fuse::{control, limits, protocol::mounter::Mode, session};
 use larder_mount::{
-    filesystem::{DatasetFs, Look},
+    filesystem::{DatasetFs, Look, Opening},
     metrics::Metrics,
+    passthrough::{Backings, Direct},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -27,6 +29,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{ExitCode, ExitStatus},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -59,6 +62,12 @@ pub struct Args {
     /// Stay in the background; the log is in the dataset's folder in the cache
     #[arg(long, conflicts_with = "command")]
     detach: bool,
+    /// How files are opened and read, instead of spec.mount.mode: Auto, Passthrough or NoOpen
+    #[arg(long, value_parser = mode)]
+    mode: Option<Mode>,
+    /// As on kernels before 6.9: the kernel reads no file by itself
+    #[arg(long)]
+    no_passthrough: bool,
     /// Threads that answer the kernel
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16), hide = true)]
     fuse_threads: u16,
@@ -168,10 +177,14 @@ async fn mount(
     let open_files = limits::raise_open_files().map_or(256, |limit| usize::try_from(limit / 2).unwrap_or(OPEN_FILES));
     let backend = LocalBackend::new(cache.data(), &dataset.uid, &snapshot.digest, open_files.min(OPEN_FILES));
     let reads = Metrics::default().reads(&dataset.uid, &identity);
-    let filesystem = DatasetFs::new(&identity, catalog, look(dataset), backend, reads, Handle::current());
+    let opening = Opening { wanted: args.mode.unwrap_or_else(|| spec_mode(dataset)), ..Opening::default() };
+    let (look, runtime, direct) = (look(dataset), Handle::current(), may_register(args));
     let (at, threads) = (mountpoint.clone(), usize::from(args.fuse_threads));
     let mounted = spawn_blocking(move || -> anyhow::Result<Mounted> {
         let fuse = at.mount(&identity)?;
+        let backings = direct.then(|| fuse.try_clone()).transpose().context("duplicate the FUSE descriptor")?;
+        let backings = backings.map(|fuse| Arc::new(Direct::new(fuse)) as Arc<dyn Backings>);
+        let filesystem = DatasetFs::new(&identity, catalog, look, backend, reads, Opening { backings, ..opening }, runtime);
         match session::serve(filesystem, fuse, &identity, threads) {
             Ok(session) => Ok(Mounted { at, session: Some(session) }),
             Err(e) => {
@@ -188,6 +201,28 @@ async fn mount(
         tracing::debug!(%error, "read-ahead stays as it is");
     }
     Ok(mounted)
+}
+
+/// Root alone, outside of user namespaces, may register backing files.
+fn may_register(args: &Args) -> bool {
+    geteuid().is_root() && args.command.is_empty() && !args.no_passthrough
+}
+
+fn spec_mode(dataset: &Dataset) -> Mode {
+    match dataset.spec.mount.mode {
+        MountMode::Auto => Mode::Auto,
+        MountMode::Passthrough => Mode::Passthrough,
+        MountMode::NoOpen => Mode::NoOpen,
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "Auto" => Ok(Mode::Auto),
+        "Passthrough" => Ok(Mode::Passthrough),
+        "NoOpen" => Ok(Mode::NoOpen),
+        _ => Err("want Auto, Passthrough or NoOpen".to_owned()),
+    }
 }
 
 /// Owner and modes. A user namespace of one user knows no other: files whose owner it does not know are that user's.

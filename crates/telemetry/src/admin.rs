@@ -1,6 +1,7 @@
-//! The admin server of a daemon: `/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (OpenMetrics text).
+//! The admin server of a daemon: `/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (OpenMetrics text),
+//! and what else it has to tell, as JSON.
 
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
@@ -35,6 +36,9 @@ pub struct AdminError {
     source: std::io::Error,
 }
 
+/// Makes a JSON page each time it is asked for.
+pub type Page = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
 /// Serves until `shutdown`.
 ///
 /// # Errors
@@ -45,9 +49,26 @@ pub async fn serve_admin(
     registry: Registry,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
+    serve_admin_with(addr, health, registry, Vec::new(), shutdown).await
+}
+
+/// As [`serve_admin`], with pages of the daemon's own, by path.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve_admin_with(
+    addr: SocketAddr,
+    health: Health,
+    registry: Registry,
+    pages: Vec<(&'static str, Page)>,
+    shutdown: CancellationToken,
+) -> Result<(), AdminError> {
     let wrap = |source| AdminError { addr, source };
     let listener = tokio::net::TcpListener::bind(addr).await.map_err(wrap)?;
-    axum::serve(listener, router(health, registry)).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(wrap)
+    let router = pages.into_iter().fold(router(health, registry), |router, (path, page)| {
+        router.route(path, get(move || std::future::ready(Json(page()))))
+    });
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(wrap)
 }
 
 fn router(health: Health, registry: Registry) -> Router {

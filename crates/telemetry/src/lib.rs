@@ -3,7 +3,7 @@
 
 pub mod admin;
 
-pub use admin::{Health, serve_admin};
+pub use admin::{Health, Page, serve_admin, serve_admin_with};
 
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};

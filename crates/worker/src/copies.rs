@@ -13,9 +13,13 @@
 //! Nobody is made to fetch by being asked, and only a fetch that has come to the origin is waited for: it waits for no node.
 //! So there are no circles, whatever lists the two have.
 
-use crate::worker::{Located, Worker};
+use crate::{
+    objects,
+    worker::{Located, Worker},
+};
 use bytes::Bytes;
 use larder_core::{checksum::crc32c, key::ObjectKey};
+use larder_origin::{Error as OriginError, Reason};
 use larder_peer::{CopyReply, Refusal};
 use parking_lot::Mutex;
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
@@ -40,22 +44,62 @@ pub(crate) fn at_origin(worker: &Arc<Worker>, key: ObjectKey, range: &Range<u64>
 
 /// The chunk from a disk of those who owned the object before, if one has it and it is good. A node that lost the object while
 /// it fetches it asks the new owner as well; one that stands in for the owner does so because that one does not answer.
-pub(crate) async fn ask(worker: &Worker, at: &Located, range: &Range<u64>, stand_in: bool) -> Option<Bytes> {
+///
+/// # Errors
+/// This node keeps a replica, and the owner did not give the chunk: it is the owner's to fetch, not this node's.
+pub(crate) async fn ask(
+    worker: &Worker,
+    at: &Located,
+    range: &Range<u64>,
+    stand_in: bool,
+) -> Result<Option<Bytes>, OriginError> {
     let roster = worker.roster.borrow().clone();
-    let new_owner = roster.members.owner(&at.key).filter(|m| !stand_in && m.node != worker.node);
-    for member in new_owner.into_iter().chain(roster.members.former_owners(&at.key, &worker.node)) {
-        let Some(copy) = worker.peers.copy(&roster, &member.node, &worker.dataset_uid, &at.key, range).await else { continue };
-        if crc32c(&copy.bytes) == copy.crc32c {
-            worker.metrics.copied_bytes.inc_by(range.end - range.start);
-            return Some(copy.bytes);
-        }
-        tracing::warn!(key = %at.key, path = at.path, node = member.node, "a copy does not match its checksum; check that node's disk");
+    let owner = roster.members.owner(&at.key).filter(|m| !stand_in && m.node != worker.node);
+    if let Some(owner) = owner.filter(|_| worker.holds(&at.key)) {
+        let bytes = from(worker, &owner.node, at, range, true).await;
+        return bytes.map(Some).ok_or_else(|| not_given(&owner.node, at));
     }
+    for member in owner.into_iter().chain(roster.members.former_owners(&at.key, &worker.node)) {
+        if let Some(bytes) = from(worker, &member.node, at, range, false).await {
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
+}
+
+/// The chunk from the disk of a node, if it is good. With `fetch` the owner fetches it first if it has to.
+pub(crate) async fn from(worker: &Worker, node: &str, at: &Located, range: &Range<u64>, fetch: bool) -> Option<Bytes> {
+    let roster = worker.roster.borrow().clone();
+    let fetch = fetch.then_some((at.snapshot.as_str(), at.inode));
+    let copy = worker.peers.copy(&roster, node, &worker.dataset_uid, &at.key, range, fetch).await?;
+    if crc32c(&copy.bytes) == copy.crc32c {
+        worker.metrics.copied_bytes.inc_by(range.end - range.start);
+        return Some(copy.bytes);
+    }
+    tracing::warn!(key = %at.key, path = at.path, node, "a copy does not match its checksum; check that node's disk");
     None
 }
 
-/// What this node has of the chunk.
-pub(crate) async fn give(worker: &Worker, key: &ObjectKey, range: &Range<u64>) -> Result<CopyReply, Refusal> {
+/// Why a copy that only that node can give is not there.
+pub(crate) fn not_given(node: &str, at: &Located) -> OriginError {
+    let text =
+        format!("node {node}, which owns {}{}, has not given it to this node; see that node's worker", at.origin, at.path);
+    OriginError::new(Reason::OriginFailed, text)
+}
+
+/// What this node has of the chunk. An owner fetches it first, if the other node keeps a replica: that one waits for this node,
+/// and this one, for a chunk of its own, only for nodes that have it at hand. So there is no circle here either.
+pub(crate) async fn give(
+    worker: &Arc<Worker>,
+    key: &ObjectKey,
+    range: &Range<u64>,
+    fetch: Option<(String, u64)>,
+) -> Result<CopyReply, Refusal> {
+    if let Some((snapshot, inode)) = fetch
+        && worker.owns(key)
+    {
+        objects::fetch(worker, &snapshot, inode, *key, range).await?;
+    }
     if worker.at_origin.0.lock().contains(&(*key, range.start)) {
         // Too late is as good as never: the other node asks the origin itself.
         let _ = tokio::time::timeout(LANDING, worker.cache.landed(key, range)).await;

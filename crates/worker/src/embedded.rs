@@ -158,6 +158,13 @@ impl Data {
         self.0.catalogs.get(snapshot)
     }
 
+    /// The complete local file, if it is here and needs no more than to be opened. Blocks for the disk only.
+    #[must_use]
+    pub fn file_now(&self, snapshot: &str, inode: u64) -> Option<File> {
+        let catalog = self.0.catalogs.get(snapshot)?;
+        local::open_now(&self.0, &catalog, inode).ok()??.1
+    }
+
     /// The complete local file, if it is here.
     pub async fn file(&self, snapshot: &str, inode: u64) -> Option<File> {
         match local::open(&self.0, snapshot, inode).await {

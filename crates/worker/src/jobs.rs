@@ -48,19 +48,12 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     tasks
 }
 
-/// Keeps counters on the disk and in the metrics.
+/// Keeps counters on the disk.
 async fn save(worker: Arc<Worker>) {
     loop {
         tokio::time::sleep(SAVE).await;
         worker.catch_up().await;
-        let usage = worker.cache.usage();
-        worker.metrics.cached_bytes.set(usage.bytes.cast_signed());
-        worker.metrics.cached_files.set(usage.files.cast_signed());
-        let integrity = worker.cache.integrity();
-        worker.metrics.compared_bytes.inc_by(integrity.compared_bytes.saturating_sub(worker.metrics.compared_bytes.get()));
-        worker.metrics.scrubbed.set(integrity.scrubbed.unwrap_or(0).cast_signed());
         let origin = worker.received.objects();
-        worker.metrics.origin_bytes.inc_by(origin.saturating_sub(worker.metrics.origin_bytes.get()));
         if worker.state.lock().origin_bytes != origin
             && let Err(e) = worker.save_state().await
         {

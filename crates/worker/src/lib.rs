@@ -154,6 +154,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let control = bind("control", args.control_addr).await?;
     let opened = held_up::open(&settings, &roster, &metrics, control, &health, &shutdown).await?;
     let Some(worker) = opened.map(Arc::new) else { return Ok(()) };
+    // Set once, here.
+    let _ = worker.metrics.worker.set(Arc::downgrade(&worker));
     let listeners = Listeners {
         data: bind("data", args.data_addr).await?,
         control: bind("control", args.control_addr).await?,

@@ -1,7 +1,10 @@
 //! Answers to the mounter of this node: descriptors of complete files and catalogs.
 
-use crate::worker::{Worker, locate};
-use larder_core::names::is_digest;
+use crate::{
+    catalogs::Open,
+    worker::{Located, Worker, locate},
+};
+use larder_core::{catalog::CatalogError, names::is_digest};
 use larder_fuse::{
     fdpass::{Conn, FdPassError, Listener},
     protocol::worker::{Reply, Request},
@@ -78,18 +81,27 @@ pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (R
         // It comes; until then reads go to the peers.
         return (Reply::Absent { owner: true }, None);
     };
-    let located =
-        tokio::task::spawn_blocking(move || inode.checked_sub(1).map_or(Ok(None), |index| locate(&catalog, index))).await;
-    match located {
-        Ok(Ok(Some(at))) => match worker.cache.open_complete(&at.key).await {
+    let task = Arc::clone(worker);
+    match tokio::task::spawn_blocking(move || open_now(&task, &catalog, inode)).await {
+        Ok(Ok(Some((_, Some(file))))) => (Reply::File {}, Some(file)),
+        Ok(Ok(Some((at, None)))) => match worker.cache.open_complete(&at.key).await {
             Some(file) => (Reply::File {}, Some(file)),
             // One that is here and not checked yet may be asked for again soon.
-            None => (Reply::Absent { owner: worker.cache.contains(&at.key) || worker.owns(&at.key) }, None),
+            None => (Reply::Absent { owner: worker.cache.contains(&at.key) || worker.holds(&at.key) }, None),
         },
         Ok(Ok(None)) => error(format!("inode {inode} of snapshot {snapshot} is no file")),
         Ok(Err(e)) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
         Err(e) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),
     }
+}
+
+/// A file of a catalog, and its content if it is here and needs no more than to be opened. Blocks for the disk only.
+pub(crate) fn open_now(worker: &Worker, catalog: &Open, inode: u64) -> Result<Option<(Located, Option<File>)>, CatalogError> {
+    let located = inode.checked_sub(1).map_or(Ok(None), |index| locate(catalog, index))?;
+    Ok(located.map(|at| {
+        let file = worker.cache.open_now(&at.key);
+        (at, file)
+    }))
 }
 
 async fn catalog(worker: &Arc<Worker>, digest: &str) -> (Reply, Option<File>) {

@@ -1,9 +1,20 @@
 //! Series of the worker.
 
+use crate::worker::Worker;
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+    },
     registry::Registry,
+};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock, Weak},
 };
 
 /// Bytes of complete files on this node.
@@ -14,7 +25,7 @@ pub const CACHED_FILES: &str = "larder_worker_cached_files";
 pub const ORIGIN_BYTES: &str = "larder_worker_origin_bytes";
 /// Bytes given to peers, by `source`: `disk` or `origin`.
 pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
-/// Bytes copied from the disks of former owners instead of the origin.
+/// Bytes copied from the disks of other workers instead of the origin: of former owners, for replicas, for copies that are kept.
 pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
 /// Bytes given to other workers from the own disk: to new owners, and for copies that they keep.
 pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
@@ -52,17 +63,14 @@ pub(crate) struct ByStatus {
     pub status: u32,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Metrics {
-    pub cached_bytes: Gauge,
-    pub cached_files: Gauge,
-    pub origin_bytes: Counter,
+    /// Set when the worker is there; what it knows itself is read from it when somebody asks.
+    pub worker: Arc<OnceLock<Weak<Worker>>>,
     pub served: Family<BySource, Counter>,
     pub copied_bytes: Counter,
     pub given_bytes: Counter,
     pub damaged_files: Counter,
-    pub compared_bytes: Counter,
-    pub scrubbed: Gauge,
     pub kept_files: Counter,
     pub kept_bytes: Counter,
     pub not_kept: Family<ByReason, Counter>,
@@ -72,19 +80,49 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
-        registry.register(CACHED_BYTES, "Bytes of complete files on this node", m.cached_bytes.clone());
-        registry.register(CACHED_FILES, "Complete files on this node", m.cached_files.clone());
-        registry.register(ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", m.origin_bytes.clone());
+        registry.register_collector(Box::new(Live(Arc::clone(&m.worker))));
         registry.register(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
-        registry.register(COPIED_BYTES, "Bytes copied from former owners instead of the origin", m.copied_bytes.clone());
+        registry.register(COPIED_BYTES, "Bytes copied from the disks of other workers", m.copied_bytes.clone());
         registry.register(DAMAGED_FILES, "Complete files that were found to be bad", m.damaged_files.clone());
-        registry.register(COMPARED_BYTES, "Bytes read only to compare them with their checksums", m.compared_bytes.clone());
-        registry.register(SCRUBBED_TIME, "When the scrub last had read every file", m.scrubbed.clone());
         registry.register(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
         registry.register(KEPT_FILES, "Files of other nodes copied because pods here read them", m.kept_files.clone());
         registry.register(KEPT_BYTES, "Bytes of such files", m.kept_bytes.clone());
         registry.register(NOT_KEPT, "Such copies that were wanted and not made", m.not_kept.clone());
         registry.register(REFUSED, "Requests of peers that were refused", m.refused.clone());
         m
+    }
+}
+
+/// Figures that the worker keeps anyway.
+struct Live(Arc<OnceLock<Weak<Worker>>>);
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live")
+    }
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(worker) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let (usage, integrity) = (worker.cache.usage(), worker.cache.integrity());
+        let gauges = [
+            (CACHED_BYTES, "Bytes of complete files on this node", usage.bytes),
+            (CACHED_FILES, "Complete files on this node", usage.files),
+            (SCRUBBED_TIME, "When the scrub last had read every file", integrity.scrubbed.unwrap_or(0)),
+        ];
+        for (name, help, value) in gauges {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value.cast_signed()).encode(encoder)?;
+        }
+        let counters = [
+            (ORIGIN_BYTES, "Bytes of objects received from the origin, retries included", worker.received.objects()),
+            (COMPARED_BYTES, "Bytes read only to compare them with their checksums", integrity.compared_bytes),
+        ];
+        for (name, help, value) in counters {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(encoder)?;
+        }
+        Ok(())
     }
 }

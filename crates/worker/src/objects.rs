@@ -37,9 +37,15 @@ impl ObjectSource for DataPort {
         reply
     }
 
-    async fn copy(&self, dataset_uid: &str, key: ObjectKey, range: Range<u64>) -> Result<CopyReply, Refusal> {
+    async fn copy(
+        &self,
+        dataset_uid: &str,
+        key: ObjectKey,
+        range: Range<u64>,
+        fetch: Option<(String, u64)>,
+    ) -> Result<CopyReply, Refusal> {
         same_dataset(&self.0, dataset_uid)?;
-        copies::give(&self.0, &key, &range).await
+        copies::give(&self.0, &key, &range, fetch).await
     }
 
     async fn catalog(&self, dataset_uid: &str, digest: &str) -> Result<File, Refusal> {
@@ -73,7 +79,7 @@ fn unknown_snapshot(worker: &Worker, digest: &str) -> Refusal {
 
 pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
     same_dataset(worker, &request.dataset_uid)?;
-    let at = Arc::new(find(worker, &request).await?);
+    let at = Arc::new(find(worker, &request.snapshot, request.inode, request.key).await?);
     let range = request.range;
     if range.end > at.size {
         return Err(Refusal::Range { size: at.size });
@@ -87,25 +93,46 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
     Ok(ObjectReply { source, size: at.size, crc32c, body })
 }
 
-async fn find(worker: &Arc<Worker>, request: &ObjectRequest) -> Result<Located, Refusal> {
-    let Some(catalog) = worker.catalogs.get(&request.snapshot) else {
-        worker.catalogs.wanted.ask(&request.snapshot);
-        return Err(unknown_snapshot(worker, &request.snapshot));
+async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) -> Result<Located, Refusal> {
+    let Some(catalog) = worker.catalogs.get(snapshot) else {
+        worker.catalogs.wanted.ask(snapshot);
+        return Err(unknown_snapshot(worker, snapshot));
     };
-    let unknown = || {
-        let (inode, key, snapshot) = (request.inode, request.key, &request.snapshot);
-        Refusal::NotFound(format!("inode {inode} of snapshot {snapshot} is not object {key}"))
-    };
-    let index = request.inode.checked_sub(1).ok_or_else(unknown)?;
+    let unknown = || Refusal::NotFound(format!("inode {inode} of snapshot {snapshot} is not object {key}"));
+    let index = inode.checked_sub(1).ok_or_else(unknown)?;
     let located = tokio::task::spawn_blocking(move || locate(&catalog, index)).await;
     let failed = |e: &dyn std::fmt::Display| {
-        Refusal::Unavailable(format!(
-            "look up inode {} in snapshot {} on node {}: {e}",
-            request.inode, request.snapshot, worker.node
-        ))
+        Refusal::Unavailable(format!("look up inode {inode} in snapshot {snapshot} on node {}: {e}", worker.node))
     };
     let located = located.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-    located.filter(|at| at.key == request.key).ok_or_else(unknown)
+    located.filter(|at| at.key == key).ok_or_else(unknown)
+}
+
+/// Brings a chunk to the own disk, for a node that waits for it.
+pub(crate) async fn fetch(
+    worker: &Arc<Worker>,
+    snapshot: &str,
+    inode: u64,
+    key: ObjectKey,
+    range: &Range<u64>,
+) -> Result<(), Refusal> {
+    let at = find(worker, snapshot, inode, key).await?;
+    if range.end > at.size {
+        return Err(Refusal::Range { size: at.size });
+    }
+    // One byte of it: the cache fetches whole chunks.
+    let object = Object { key, size: at.size, keep: Keep::Own };
+    let chunk = worker.cache.read_range(&object, range.start..range.start + 1, fetcher(worker, &at, false, Lane::Background));
+    let fetched = tokio::time::timeout(FIRST_BYTE, chunk).await.map_err(|_| late(&at))?;
+    match fetched {
+        Ok(_) => Ok(()),
+        Err(ReadError::Fetch(e)) => Err(refusal(&e)),
+        Err(e) => Err(Refusal::Unavailable(format!("keep {} on node {}: {e}", at.path, worker.node))),
+    }
+}
+
+fn late(at: &Located) -> Refusal {
+    Refusal::Origin(format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path))
 }
 
 /// The range piece by piece, cut at the borders of pieces, and its checksum, if all of it is known. The first piece is here
@@ -124,10 +151,7 @@ async fn pieces(
     let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
     let first = parts.next().unwrap_or(range.clone());
     let rest: Vec<_> = parts.collect();
-    let first = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| {
-        let text = format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path);
-        Err(Refusal::Origin(text))
-    })?;
+    let first = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
     if rest.is_empty() {
         return Ok((Body::Bytes(first.bytes), Some(first.crc32c)));
     }
@@ -148,7 +172,7 @@ async fn pieces(
 
 async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Checked, Refusal> {
     let fetch = fetcher(worker, at, stand_in, Lane::Reader);
-    let object = Object { key: at.key, size: at.size, keep: if worker.owns(&at.key) { Keep::Own } else { Keep::Copy } };
+    let object = Object { key: at.key, size: at.size, keep: if worker.holds(&at.key) { Keep::Own } else { Keep::Copy } };
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
         Ok(checked) => Ok(checked),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),
@@ -174,7 +198,7 @@ pub(crate) fn fetcher(
     move |range| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
         Box::pin(async move {
-            if let Some(bytes) = copies::ask(&worker, &at, &range, stand_in).await {
+            if let Some(bytes) = copies::ask(&worker, &at, &range, stand_in).await? {
                 return Ok(bytes);
             }
             copies::at_origin(&worker, at.key, &range);

@@ -15,6 +15,8 @@ pub(crate) struct Orders {
     pub snapshot: String,
     pub preload: bool,
     pub retry: u64,
+    /// On how many members each file is kept; 0, of orders from before there was such a number, means 1.
+    pub replicas: u32,
 }
 
 /// Where the data is, and which credentials and CA to wait for.
@@ -84,6 +86,7 @@ impl TryFrom<pb::ConfigureRequest> for Orders {
             snapshot: config.snapshot,
             preload: config.preload,
             retry: config.retry,
+            replicas: config.replicas,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod harness;
 mod keep;
+mod replicas;
 
 use crate::metrics::Metrics;
 use bytes::Bytes;

@@ -78,6 +78,8 @@ pub(crate) struct Worker {
 /// One file of a snapshot.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {
+    pub snapshot: String,
+    pub inode: u64,
     pub origin: String,
     pub path: String,
     pub version: String,
@@ -199,6 +201,13 @@ impl Worker {
     pub fn owns(&self, key: &ObjectKey) -> bool {
         self.roster.borrow().members.owner(key).is_none_or(|owner| owner.node == self.node)
     }
+
+    /// Is the object in this node's share: does it own it, or keep a replica of it?
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        let replicas = self.orders.borrow().as_ref().map_or(1, |o| o.replicas.max(1));
+        let members = &self.roster.borrow().members;
+        members.members.is_empty() || members.holds(key, &self.node, replicas)
+    }
 }
 
 /// A file of a catalog by its position; `None`: there is no such file. Blocks.
@@ -213,5 +222,6 @@ pub(crate) fn locate(catalog: &crate::catalogs::Open, index: u64) -> Result<Opti
     let (origin, path, version, size) =
         (catalog.origin().to_owned(), catalog.path(index)?, catalog.version(index)?, entry.size());
     let key = ObjectKey::new(&origin, &path, &version, size);
-    Ok(Some(Located { origin, path, version, size, key }))
+    let snapshot = catalog.digest().to_owned();
+    Ok(Some(Located { snapshot, inode: index + 1, origin, path, version, size, key }))
 }

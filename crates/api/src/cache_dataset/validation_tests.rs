@@ -144,3 +144,20 @@ fn every_field_is_documented_and_has_a_format_the_api_server_knows() {
         walk(part, &schema()["properties"][part]);
     }
 }
+
+#[test]
+fn a_file_is_kept_on_one_to_three_nodes_or_on_all() {
+    let with = |replicas: u32, placement: &str, policy: &str| {
+        let mut d = dataset();
+        d["spec"]["cache"]["replicas"] = json!(replicas);
+        d["spec"]["cache"]["placement"] = json!(placement);
+        d["spec"]["preload"] = json!({ "policy": policy });
+        d
+    };
+    for good in [with(1, "Sharded", "None"), with(3, "Sharded", "OnCreate"), with(1, "Everywhere", "OnCreate")] {
+        assert_eq!(refusals(&good, None), Vec::<String>::new(), "{good}");
+    }
+    is_refused(&with(2, "Everywhere", "OnCreate"), "replicas is for placement Sharded");
+    is_refused(&with(2, "Sharded", "None"), "need preload.policy OnCreate");
+    is_refused(&with(1, "Everywhere", "None"), "need preload.policy OnCreate");
+}

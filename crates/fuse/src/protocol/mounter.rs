@@ -20,6 +20,21 @@ pub struct Mount {
     pub file_mode: u32,
     /// Permissions of folders.
     pub dir_mode: u32,
+    /// How files are opened and read.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// How the kernel opens and reads the files of a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// The mounter decides by the snapshot and by what the kernel can do.
+    #[default]
+    Auto,
+    /// Opens are asked of the mounter; complete local files are then read by the kernel alone.
+    Passthrough,
+    /// Opens are not asked of anyone; reads that the page cache cannot answer are the mounter's.
+    NoOpen,
 }
 
 /// Asked of the mounter.
@@ -66,6 +81,9 @@ pub enum Reply {
 pub struct Served {
     /// Dataset and snapshot.
     pub identity: String,
+    /// The mode that was chosen; `Auto` only from mounters that know no modes.
+    #[serde(default)]
+    pub mode: Mode,
     /// What was read through this identity since the mounter started.
     pub reads: Reads,
 }
@@ -99,14 +117,18 @@ mod tests {
             gid: 2,
             file_mode: 0o444,
             dir_mode: 0o555,
+            mode: Mode::NoOpen,
         }
     }
 
     #[test]
     fn messages_look_as_the_design_says() {
         let serve = serde_json::to_value(Request::Serve(mk_mount())).unwrap();
-        let expected = serde_json::json!({"serve": {"identity": "i", "datasetUid": "u", "snapshot": "s", "uid": 1, "gid": 2, "fileMode": 292, "dirMode": 365}});
+        let expected = serde_json::json!({"serve": {"identity": "i", "datasetUid": "u", "snapshot": "s", "uid": 1, "gid": 2, "fileMode": 292, "dirMode": 365, "mode": "NoOpen"}});
         assert_eq!(serve, expected);
+        // Records of an earlier plugin have no mode.
+        let earlier = serde_json::json!({"identity": "i", "datasetUid": "u", "snapshot": "s", "uid": 1, "gid": 2, "fileMode": 292, "dirMode": 365});
+        assert_eq!(serde_json::from_value::<Mount>(earlier).unwrap().mode, Mode::Auto);
         assert_eq!(serde_json::to_string(&Request::List {}).unwrap(), r#"{"list":{}}"#);
         assert_eq!(serde_json::to_string(&Reply::Serving {}).unwrap(), r#"{"serving":{}}"#);
         let error = Reply::Error { retry: true, message: "m".into() };
@@ -116,7 +138,7 @@ mod tests {
     #[test]
     fn a_node_full_of_mounts_fits_into_one_message() {
         let reads = Reads { requested_bytes: u64::MAX >> 8, local_bytes: u64::MAX >> 8, ..Reads::default() };
-        let served = Served { identity: "x".repeat(53), reads };
+        let served = Served { identity: "x".repeat(53), mode: Mode::Passthrough, reads };
         let reply = Reply::Mounts(vec![served; 250]);
         assert!(serde_json::to_vec(&reply).unwrap().len() < crate::fdpass::MESSAGE_MAX);
     }

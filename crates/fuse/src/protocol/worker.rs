@@ -36,7 +36,7 @@ pub enum Reply {
     File {},
     /// Not on this node, or not complete.
     Absent {
-        /// Is this node the owner, so that the file may be here soon?
+        /// Is it of this node's share, so that it may be here soon?
         owner: bool,
     },
     /// Files of the reported snapshot that are complete on this node now.

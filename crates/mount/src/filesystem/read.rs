@@ -1,7 +1,7 @@
 //! Reads: from an open local file at once, from elsewhere in a task.
 
 use crate::{
-    backend::{Backend, Place},
+    backend::{Backend, Place, check},
     error::FsError,
     metrics::ReadCounters,
 };
@@ -39,6 +39,22 @@ impl<B: Backend> Reader<B> {
         Self { shared: Arc::new(Shared { identity, backend, reads, places: Semaphore::new(IN_FLIGHT) }), runtime }
     }
 
+    /// The complete local file, if it is here and what it should be.
+    pub(super) async fn local_file(&self, inode: u64, size: u64) -> Option<Arc<File>> {
+        let shared = &self.shared;
+        let file = match shared.backend.known_file(inode) {
+            Some(file) => file,
+            None => shared.backend.find_file(inode).await?,
+        };
+        match check(&file, size) {
+            Ok(()) => Some(file),
+            Err(e) => {
+                shared.local_failed(inode, &e);
+                None
+            }
+        }
+    }
+
     /// Answers a read of the file at `index`; `file_size` is the catalog's.
     pub(super) fn read(&self, catalog: &Catalog<File>, index: u64, file_size: u64, offset: u64, size: u32, reply: ReplyData) {
         let inode = index + 1;
@@ -50,16 +66,18 @@ impl<B: Backend> Reader<B> {
         shared.reads.requested(range.end - range.start);
         let reply = match shared.backend.known_file(inode) {
             None => reply,
-            Some(file) => match BUFFER.with_borrow_mut(|buffer| read_into(buffer, &file, &range).map(|()| buffer.len())) {
-                Ok(len) => {
-                    shared.reads.answered(Place::Local, len as u64);
-                    return BUFFER.with_borrow(|buffer| reply.data(buffer));
+            Some(file) => {
+                match BUFFER.with_borrow_mut(|buffer| read_into(buffer, &file, file_size, &range).map(|()| buffer.len())) {
+                    Ok(len) => {
+                        shared.reads.answered(Place::Local, len as u64);
+                        return BUFFER.with_borrow(|buffer| reply.data(buffer));
+                    }
+                    Err(e) => {
+                        shared.local_failed(inode, &e);
+                        reply
+                    }
                 }
-                Err(e) => {
-                    shared.local_failed(inode, &e);
-                    reply
-                }
-            },
+            }
         };
         let key = match catalog.object_key(index) {
             Ok(key) => key,
@@ -91,8 +109,7 @@ impl<B: Backend> Shared<B> {
             let wanted = range.clone();
             let read = spawn_blocking(move || {
                 let mut buffer = Vec::new();
-                check_size(&file, file_size)?;
-                read_into(&mut buffer, &file, &wanted)?;
+                read_into(&mut buffer, &file, file_size, &wanted)?;
                 Ok(Bytes::from(buffer))
             });
             match read.await? {
@@ -115,16 +132,9 @@ impl<B: Backend> Shared<B> {
     }
 }
 
-/// A file of another size is another file, whatever it was given out as.
-fn check_size(file: &File, expected: u64) -> io::Result<()> {
-    match file.metadata()?.len() {
-        len if len == expected => Ok(()),
-        len => Err(io::Error::other(format!("it has {len} bytes, the snapshot says {expected}"))),
-    }
-}
-
-/// Fills the buffer with exactly the range; a file that is too short is an error.
-fn read_into(buffer: &mut Vec<u8>, file: &File, range: &Range<u64>) -> io::Result<()> {
+/// Fills the buffer with exactly the range.
+fn read_into(buffer: &mut Vec<u8>, file: &File, size: u64, range: &Range<u64>) -> io::Result<()> {
+    check(file, size)?;
     let len = usize::try_from(range.end - range.start).map_err(|_| io::ErrorKind::InvalidInput)?;
     buffer.resize(len, 0);
     file.read_exact_at(buffer, range.start)

@@ -1,11 +1,15 @@
 //! What is served now.
 
-use super::ended::{EndedMounts, SHOWN, Series};
+use super::{
+    ended::{EndedMounts, SHOWN, Series},
+    page::{MountPage, NodePage},
+};
 use crate::{
     catalogs::{Catalogs, CatalogsError},
-    filesystem::{DatasetFs, Look},
+    filesystem::{DatasetFs, Look, Opening, Outcome},
     metrics::Metrics,
     node::{LocalWorker, Node, NodeBackend},
+    passthrough::Plugin,
 };
 use larder_core::{catalog::Catalog, names};
 use larder_fuse::{
@@ -14,7 +18,7 @@ use larder_fuse::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -38,6 +42,8 @@ pub(super) enum MountError {
     Catalog(#[from] CatalogsError),
     #[error("catalog {0} is still being fetched")]
     StillFetching(String),
+    #[error("duplicate the FUSE descriptor of {identity}: {source}")]
+    Duplicate { identity: String, source: std::io::Error },
     #[error("serve {identity}: {source}")]
     Session { identity: String, source: SessionError },
     #[error("{0} was interrupted: {1}")]
@@ -64,10 +70,15 @@ pub(super) struct Mounts {
 #[derive(Default)]
 struct Table {
     last_session: u64,
-    sessions: BTreeMap<u64, Mount>,
+    sessions: BTreeMap<u64, Session>,
     /// Catalogs that were asked for and are not mounted yet, by identity.
     prepared: BTreeMap<String, (String, Arc<Catalog<File>>)>,
     ended: EndedMounts,
+}
+
+struct Session {
+    mount: Mount,
+    outcome: Arc<Outcome>,
 }
 
 impl Mounts {
@@ -88,6 +99,9 @@ impl Mounts {
     pub(super) async fn serve(self: &Arc<Self>, mount: Mount, fuse: OwnedFd) -> Result<(), MountError> {
         let look = check(&mount)?;
         let catalog = self.catalog(&mount).await?;
+        let duplicate = fuse.try_clone();
+        let duplicate = duplicate.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })?;
+        let backings = Plugin::new(names::backing_socket(&self.run_dir), duplicate, &Handle::current());
         let series = (mount.dataset_uid.clone(), mount.identity.clone());
         let (session, reads) = {
             let mut table = self.table.lock();
@@ -97,7 +111,9 @@ impl Mounts {
         };
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, &mount.dataset_uid));
         let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker);
-        let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, Handle::current());
+        let opening = Opening { wanted: mount.mode, backings: Some(Arc::new(backings)), outcome: Arc::default() };
+        let outcome = Arc::clone(&opening.outcome);
+        let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, opening, Handle::current());
         let (name, threads) = (mount.identity.clone(), self.fuse_threads);
         let started = tokio::task::spawn_blocking(move || session::serve(filesystem, fuse, &name, threads));
         let started = started
@@ -111,13 +127,13 @@ impl Mounts {
                 return Err(e);
             }
         };
-        tracing::info!(identity = mount.identity, session, "serving");
+        tracing::info!(identity = mount.identity, session, mode = ?outcome.mode.get(), "serving");
         {
             let mut table = self.table.lock();
             table.prepared.remove(&mount.identity);
             // Once more: the session before it may have ended meanwhile.
             table.ended.is_back(&series);
-            table.sessions.insert(session, mount);
+            table.sessions.insert(session, Session { mount, outcome });
         }
         self.sessions.send_modify(|n| *n += 1);
         self.metrics.mounts.inc();
@@ -127,7 +143,7 @@ impl Mounts {
 
     async fn drop_when_ended(self: Arc<Self>, session: u64, ended: Ended) {
         let result = ended.await;
-        let mount = self.table.lock().sessions.remove(&session);
+        let mount = self.table.lock().sessions.remove(&session).map(|s| s.mount);
         self.metrics.mounts.dec();
         self.sessions.send_modify(|n| *n -= 1);
         let Some(mount) = mount else { return };
@@ -144,7 +160,7 @@ impl Mounts {
     fn count_no_more(self: &Arc<Self>, series: Series) {
         {
             let mut table = self.table.lock();
-            if table.sessions.values().any(|m| m.identity == series.1) {
+            if table.sessions.values().any(|s| s.mount.identity == series.1) {
                 return;
             }
             table.ended.ended(series, Instant::now());
@@ -170,13 +186,40 @@ impl Mounts {
 
     pub(super) fn list(&self) -> Vec<Served> {
         let table = self.table.lock();
-        let identities: BTreeSet<(&str, &str)> =
-            table.sessions.values().map(|m| (m.identity.as_str(), m.dataset_uid.as_str())).collect();
-        let served = |(identity, uid): (&str, &str)| Served {
-            identity: identity.to_owned(),
-            reads: self.metrics.reads(uid, identity).read(),
+        // The last session of an identity is the one that pods see.
+        let served: BTreeMap<&str, Served> =
+            table.sessions.values().map(|s| (s.mount.identity.as_str(), self.served(s))).collect();
+        served.into_values().collect()
+    }
+
+    fn served(&self, session: &Session) -> Served {
+        let Mount { identity, dataset_uid, .. } = &session.mount;
+        Served {
+            identity: identity.clone(),
+            mode: session.outcome.mode.get().copied().unwrap_or_default(),
+            reads: self.metrics.reads(dataset_uid, identity).read(),
+        }
+    }
+
+    /// All sessions, for people.
+    pub(super) fn page(&self) -> NodePage {
+        let table = self.table.lock();
+        let shown = |session: &Session| {
+            let Mount { identity, dataset_uid, snapshot, .. } = session.mount.clone();
+            let outcome = &session.outcome;
+            MountPage {
+                reads: self.metrics.reads(&dataset_uid, &identity).read(),
+                dataset_uid,
+                snapshot,
+                mode: outcome.mode.get().copied().unwrap_or_default(),
+                refused: outcome.refused.get().cloned(),
+            }
         };
-        identities.into_iter().map(served).collect()
+        NodePage {
+            kernel: nix::sys::utsname::uname().map_or_else(|e| e.to_string(), |u| u.release().to_string_lossy().into_owned()),
+            passthrough: table.sessions.values().find_map(|s| s.outcome.kernel_can.get().copied()),
+            mounts: table.sessions.values().map(shown).collect(),
+        }
     }
 
     /// Waits until nothing is served.
@@ -216,6 +259,7 @@ fn check(mount: &Mount) -> Result<Look, MountError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_fuse::protocol::mounter::Mode;
 
     fn mk_mount() -> Mount {
         let (uid, snapshot) = ("0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f", "ab".repeat(32));
@@ -227,6 +271,7 @@ mod tests {
             gid: 0,
             file_mode: 0o444,
             dir_mode: 0o555,
+            mode: Mode::Auto,
         }
     }
 

@@ -1,7 +1,8 @@
 //! A mounted snapshot with a source of data in this process, and a watchdog.
 //!
 //! Where a file is depends on the first part of its path: `local` (complete here), `short` (here, but too short: broken),
-//! `peer`, `origin`, `slow` (a peer that answers when told to), `gone`, `changed`.
+//! `peer`, `origin`, `slow` (a peer that answers when told to), `gone`, `changed`, `later` (a peer's until the test says that it
+//! is complete here).
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 
 use bytes::Bytes;
@@ -9,22 +10,27 @@ use larder_core::{
     catalog::{Builder, Catalog, Listed},
     key::ObjectKey,
 };
-use larder_fuse::{control, device, mountinfo, session};
+use larder_fuse::{control, device, mountinfo, protocol::mounter::Mode, session};
 use larder_mount::{
     backend::{Backend, Fetched, Place},
-    filesystem::{DatasetFs, Look},
+    filesystem::{DatasetFs, Look, Opening, Outcome},
     metrics::{Metrics, ReadCounters},
+    passthrough::{Backings, Direct},
 };
 use larder_peer::ReadError;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
+    fs::{self, File},
     io::{self, Write as _},
     ops::Range,
     os::fd::AsFd as _,
     path::PathBuf,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     time::Duration,
 };
 use tokio::{runtime::Runtime, sync::watch};
@@ -53,6 +59,8 @@ pub struct FakeBackend {
     rejected: Mutex<HashSet<u64>>,
     slow: watch::Sender<usize>,
     go: watch::Sender<bool>,
+    complete: AtomicBool,
+    disk: tempfile::TempDir,
 }
 
 impl FakeBackend {
@@ -63,6 +71,24 @@ impl FakeBackend {
 
     pub fn let_slow_reads_go(&self) {
         self.go.send_replace(true);
+    }
+
+    /// Files of the kind `later` are complete on this disk now.
+    pub fn complete(&self) {
+        self.complete.store(true, SeqCst);
+    }
+
+    /// Files that were given out so far.
+    pub fn open_files(&self) -> Vec<Arc<File>> {
+        self.open.lock().unwrap().values().cloned().collect()
+    }
+
+    /// As a worker does to make room.
+    pub fn remove_from_disk(&self) {
+        for entry in fs::read_dir(self.disk.path()).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        self.open.lock().unwrap().clear();
     }
 
     fn kind(&self, inode: u64) -> &str {
@@ -87,15 +113,16 @@ impl Backend for Shared {
         let (path, size) = &self.0.paths[&inode];
         let bytes = match self.0.kind(inode) {
             "local" => content(path, 0..*size),
+            "later" if self.0.complete.load(SeqCst) => content(path, 0..*size),
             "short" => content(path, 0..*size / 2),
             _ => return None,
         };
         if self.0.rejected.lock().unwrap().contains(&inode) {
             return None;
         }
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&bytes).unwrap();
-        let file = Arc::new(file);
+        let on_disk = self.0.disk.path().join(inode.to_string());
+        fs::write(&on_disk, &bytes).unwrap();
+        let file = Arc::new(File::open(on_disk).unwrap());
         self.0.open.lock().unwrap().insert(inode, Arc::clone(&file));
         Some(file)
     }
@@ -131,6 +158,7 @@ pub struct Mounted {
     minor: u32,
     pub backend: Arc<FakeBackend>,
     pub reads: ReadCounters,
+    pub outcome: Arc<Outcome>,
     ended: session::Ended,
     runtime: Option<Runtime>,
     /// Dropping it calls the watchdog off.
@@ -140,6 +168,10 @@ pub struct Mounted {
 impl Mounted {
     /// None where FUSE cannot be mounted.
     pub fn new(files: &[(String, u64)]) -> Option<Self> {
+        Self::with_mode(files, Mode::NoOpen)
+    }
+
+    pub fn with_mode(files: &[(String, u64)], wanted: Mode) -> Option<Self> {
         let target = tempfile::tempdir().unwrap();
         let mounted = device::open().and_then(|fuse| device::mount(fuse.as_fd(), target.path(), "test").map(|()| fuse));
         let fuse = match mounted {
@@ -165,14 +197,19 @@ impl Mounted {
             rejected: Mutex::default(),
             slow: watch::Sender::new(0),
             go: watch::Sender::new(false),
+            complete: AtomicBool::new(false),
+            disk: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
         });
         let reads = Metrics::default().reads("uid", "test");
         let runtime = Runtime::new().unwrap();
         let look = Look { uid: 1234, gid: 4321, file_mode: 0o440, dir_mode: 0o550 };
         let shared = Shared(Arc::clone(&backend));
-        let filesystem = DatasetFs::new("test", catalog, look, shared, reads.clone(), runtime.handle().clone());
+        let backings: Arc<dyn Backings> = Arc::new(Direct::new(fuse.try_clone().unwrap()));
+        let opening = Opening { wanted, backings: Some(backings), outcome: Arc::default() };
+        let outcome = Arc::clone(&opening.outcome);
+        let filesystem = DatasetFs::new("test", catalog, look, shared, reads.clone(), opening, runtime.handle().clone());
         let ended = session::serve(filesystem, fuse, "test", 2).unwrap();
-        Some(Self { target, minor, backend, reads, ended, runtime: Some(runtime), _watchdog: watchdog })
+        Some(Self { target, minor, backend, reads, outcome, ended, runtime: Some(runtime), _watchdog: watchdog })
     }
 
     pub fn root(&self) -> PathBuf {

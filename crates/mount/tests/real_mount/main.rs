@@ -2,6 +2,7 @@
 //! in CI, where they fail.
 
 mod harness;
+mod modes;
 
 use harness::{Mounted, content, errno};
 use std::{

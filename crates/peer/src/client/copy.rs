@@ -16,8 +16,8 @@ pub struct Copied {
 }
 
 impl Client {
-    /// One chunk of an object, if it lies on the disk of `node`. Never makes that node fetch it. One attempt: whoever asks for a
-    /// copy can have the bytes elsewhere.
+    /// One chunk of an object, if it lies on the disk of `node`. Never makes that node fetch it, but with `fetch`, the object's
+    /// snapshot and inode, if it is the owner. One attempt: whoever asks for a copy can have the bytes elsewhere, or ask again.
     pub async fn copy(
         &self,
         roster: &Roster,
@@ -25,12 +25,13 @@ impl Client {
         dataset_uid: &str,
         key: &ObjectKey,
         range: &Range<u64>,
+        fetch: Option<(&str, u64)>,
     ) -> Option<Copied> {
         let address = SocketAddr::new(*roster.addresses.get(node)?, self.inner.options.port);
         if self.inner.down.is(address) {
             return None;
         }
-        let text = match self.inner.transport.copy(address, dataset_uid, key, range).await {
+        let text = match self.inner.transport.copy(address, dataset_uid, key, range, fetch).await {
             Ok((bytes, crc32c)) => {
                 self.inner.down.answered(address);
                 return Some(Copied { bytes, crc32c });

@@ -97,8 +97,10 @@ impl Transport {
         dataset_uid: &str,
         key: &ObjectKey,
         range: &Range<u64>,
+        fetch: Option<(&str, u64)>,
     ) -> Result<(Bytes, u32), Failure> {
-        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}");
+        let fetch = fetch.map_or_else(String::new, |(snapshot, inode)| format!("?snapshot={snapshot}&inode={inode}"));
+        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}{fetch}");
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let crc = crc_of(&parts).ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
         Ok((self.exactly(body, range).await?, crc))

@@ -87,7 +87,13 @@ impl ObjectSource for Fake {
         Ok(ObjectReply { source: Source::Origin, size: SIZE, crc32c: Some(crc32c), body })
     }
 
-    async fn copy(&self, dataset_uid: &str, asked: ObjectKey, range: Range<u64>) -> Result<CopyReply, Refusal> {
+    async fn copy(
+        &self,
+        dataset_uid: &str,
+        asked: ObjectKey,
+        range: Range<u64>,
+        _: Option<(String, u64)>,
+    ) -> Result<CopyReply, Refusal> {
         let way = self.way.lock().clone();
         match way {
             Way::File if (dataset_uid, asked) == (UID, key()) => {
@@ -346,8 +352,9 @@ async fn a_read_finds_a_worker_that_came_back_elsewhere() {
 async fn a_copy_comes_whole_from_the_node_that_is_asked_or_not_at_all() {
     let cluster = Cluster::start().await;
     let all = &cluster;
-    let copy =
-        |node: &'static str, range: Range<u64>| async move { all.client.copy(&all.roster, node, UID, &key(), &range).await };
+    let copy = |node: &'static str, range: Range<u64>| async move {
+        all.client.copy(&all.roster, node, UID, &key(), &range, None).await
+    };
     let got = copy("gpu-2", 5..SIZE).await.unwrap();
     assert!(got.bytes == content(5..SIZE) && got.crc32c == 0x00c0_ffee);
     for way in [Way::BreaksOff, Way::Refuses(Refusal::Unavailable("no".into())), Way::Hangs] {

@@ -12,6 +12,7 @@ mod room;
 mod worth;
 
 use crate::{
+    copies,
     kept::{FileOf, Read},
     metrics::ByReason,
     worker::{Located, Worker, locate},
@@ -19,8 +20,8 @@ use crate::{
 use bytes::Bytes;
 use futures::{future::BoxFuture, poll};
 use larder_cache::{CHUNK, Keep, Object, ReadError};
-use larder_core::{checksum::crc32c, key::ObjectKey};
-use larder_origin::{Error as OriginError, Reason};
+use larder_core::key::ObjectKey;
+use larder_origin::Error as OriginError;
 use room::Room;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -139,7 +140,7 @@ impl Copier {
 
     async fn try_copy(&self, file: &FileOf) -> Outcome {
         let worker = &self.worker;
-        let Some(at) = find(worker, file).await.filter(|at| !worker.owns(&at.key)) else { return Outcome::Nothing };
+        let Some(at) = find(worker, file).await.filter(|at| !worker.holds(&at.key)) else { return Outcome::Nothing };
         let kib = at.size.min(CHUNKS as u64 * CHUNK).div_ceil(1024) as u32;
         // Never closed.
         let Ok(_in_flight) = self.in_flight.acquire_many(kib).await else { return Outcome::Nothing };
@@ -222,17 +223,8 @@ fn from_owner(
     move |range| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
         Box::pin(async move {
-            let roster = worker.roster.borrow().clone();
-            let owner = roster.members.owner(&at.key).map_or("", |m| m.node.as_str());
-            let copy = worker.peers.copy(&roster, owner, &worker.dataset_uid, &at.key, &range).await;
-            match copy {
-                Some(copy) if crc32c(&copy.bytes) == copy.crc32c => Ok(copy.bytes),
-                Some(_) => {
-                    tracing::warn!(key = %at.key, path = at.path, node = owner, "a copy does not match its checksum; check that node's disk");
-                    Err(OriginError::new(Reason::OriginFailed, format!("node {owner} has a broken copy of {}", at.path)))
-                }
-                None => Err(OriginError::new(Reason::OriginFailed, format!("node {owner} has no copy of {} yet", at.path))),
-            }
+            let owner = worker.roster.borrow().members.owner(&at.key).map_or_else(String::new, |m| m.node.clone());
+            copies::from(&worker, &owner, &at, &range, false).await.ok_or_else(|| copies::not_given(&owner, &at))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Fetches this worker's share of a snapshot: the files that this node owns.
+//! Fetches this worker's share of a snapshot: the files that this node owns, and those that it keeps a replica of.
 
 use super::{Pause, goal_changed};
 use crate::{
@@ -43,15 +43,17 @@ struct Goal {
     source: Source,
     quota: u64,
     retry: u64,
+    replicas: u32,
 }
 
 fn goal(orders: &Orders) -> Option<Goal> {
-    let Orders { snapshot, source, retry, quota_bytes, preload, .. } = orders;
+    let Orders { snapshot, source, retry, quota_bytes, preload, replicas, .. } = orders;
     (*preload && !snapshot.is_empty()).then(|| Goal {
         snapshot: snapshot.clone(),
         source: source.clone(),
         quota: *quota_bytes,
         retry: *retry,
+        replicas: (*replicas).max(1),
     })
 }
 
@@ -89,7 +91,7 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
         // Nobody owns anything yet.
         return std::future::pending().await;
     }
-    let share = Share { worker: Arc::clone(worker), catalog, members: members.clone() };
+    let share = Share { worker: Arc::clone(worker), catalog, members: members.clone(), replicas: goal.replicas };
     let mut pause = Pause::new();
     let mut made_room = false;
     // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
@@ -223,12 +225,13 @@ fn unusable(share: &Share, e: &CatalogError) -> Problem {
     })
 }
 
-/// The files of a snapshot that this node owns.
+/// The files of a snapshot that this node owns or keeps a replica of.
 #[derive(Clone)]
 struct Share {
     worker: Arc<Worker>,
     catalog: Open,
     members: Members,
+    replicas: u32,
 }
 
 impl Share {
@@ -236,8 +239,7 @@ impl Share {
     fn walk(&self, mut each: impl FnMut(Located) -> ControlFlow<()>) -> Result<(), CatalogError> {
         for index in self.catalog.file_indices() {
             let Some(at) = locate(&self.catalog, index?)? else { continue };
-            let owned = self.members.owner(&at.key).is_some_and(|owner| owner.node == self.worker.node);
-            if owned && each(at).is_break() {
+            if self.members.holds(&at.key, &self.worker.node, self.replicas) && each(at).is_break() {
                 break;
             }
         }

@@ -331,6 +331,7 @@ fn orders(
         snapshot: progress.digest.clone().unwrap_or_default(),
         preload: dataset.spec.preload.policy == PreloadPolicy::OnCreate,
         retry: dataset.annotations().get(labels::RETRY).and_then(|r| r.parse().ok()).unwrap_or(0),
+        replicas: dataset.spec.cache.copies(),
     };
     let mut orders = vec![];
     for worker in observed.workers.iter().filter(|w| w.ready) {

@@ -18,6 +18,7 @@ pub(super) struct Room {
 struct Count {
     snapshot: String,
     members: Vec<Member>,
+    replicas: u32,
     /// Bytes of all files.
     all: u64,
     /// Bytes on this node that are not of this snapshot.
@@ -59,10 +60,11 @@ impl Room {
     /// The count, made anew if it is of another snapshot or other members, or if it shall be and is old.
     async fn count(&mut self, worker: &Arc<Worker>, again: bool) -> Option<&Count> {
         let snapshot = worker.orders.borrow().as_ref().map(|o| o.snapshot.clone())?;
+        let replicas = worker.orders.borrow().as_ref().map_or(1, |o| o.replicas.max(1));
         let members = worker.roster.borrow().members.clone();
         let valid = self.count.as_ref().is_some_and(|c| {
             let old = c.at.elapsed() >= AGAIN.max(c.took * AGAIN_FACTOR);
-            c.snapshot == snapshot && c.members == members.members && !(again && old)
+            c.snapshot == snapshot && c.replicas == replicas && c.members == members.members && !(again && old)
         });
         if !valid {
             let catalog = worker.catalogs.get(&snapshot).filter(|_| !members.members.is_empty())?;
@@ -75,13 +77,13 @@ impl Room {
                     all += at.size;
                     if worker.cache.contains(&at.key) {
                         here += at.size;
-                    } else if members.owner(&at.key).is_some_and(|owner| owner.node == worker.node) {
+                    } else if members.holds(&at.key, &worker.node, replicas) {
                         missing += at.size;
                     }
                 }
                 let (members, other) = (members.members, usage.bytes.saturating_sub(here));
                 let (at, took) = (Instant::now(), started.elapsed());
-                Ok::<_, CatalogError>(Count { snapshot, members, all, other, missing, at, took })
+                Ok::<_, CatalogError>(Count { snapshot, members, replicas, all, other, missing, at, took })
             });
             self.count = match counted.await {
                 Ok(Ok(count)) => Some(count),
