@@ -95,7 +95,7 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
 
 async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) -> Result<Located, Refusal> {
     let Some(catalog) = worker.catalogs.get(snapshot) else {
-        worker.catalogs.want(snapshot);
+        worker.catalogs.wanted.ask(snapshot);
         return Err(unknown_snapshot(worker, snapshot));
     };
     let unknown = || Refusal::NotFound(format!("inode {inode} of snapshot {snapshot} is not object {key}"));
