@@ -16,6 +16,7 @@ mod reboot;
 mod samples;
 mod script;
 mod shroud;
+mod strangers;
 mod training;
 
 use std::time::Duration;
@@ -70,6 +71,11 @@ pub const ALL: &[Test] = &[
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),
+    Test::new(
+        "nobody_without_the_right_certificate_gets_a_byte_or_a_call",
+        strangers::nobody_without_the_right_certificate_gets_a_byte_or_a_call,
+    )
+    .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
     Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),

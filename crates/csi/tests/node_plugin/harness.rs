@@ -353,12 +353,11 @@ fn start_worker(base: &Path, snapshots: &Snapshots) -> JoinHandle<()> {
                 while let Ok(Some((request, _))) = conn.recv::<worker::Request>().await {
                     let bytes = match request {
                         worker::Request::Catalog { digest } => snapshots.lock().unwrap()[&digest].clone(),
+                        worker::Request::Reads { .. } => continue,
                         worker::Request::Open { snapshot, inode } => {
                             let bytes = snapshots.lock().unwrap()[&snapshot].clone();
                             content(&Catalog::open(bytes).unwrap().path(inode - 1).unwrap())
-                        }
-                        // Not answered.
-                        worker::Request::Reads { .. } => continue,
+                        } // Not answered.
                     };
                     let mut file: File = tempfile::tempfile().unwrap();
                     file.write_all(&bytes).unwrap();
@@ -375,6 +374,7 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
         namespace: "larder-system".into(),
         run_dir: base.join("h").join(RUN),
         catalog_dir: base.join("c"),
+        trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 2,
         open_files: 16,
@@ -394,6 +394,8 @@ async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<
         host_root: base.join("h"),
         run_dir: Path::new("/").join(RUN),
         tiers: vec!["nvme=/mnt/nvme0".into()],
+        namespace: "larder-system".into(),
+        trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
     };
     let registration = args.kubelet_dir.join("plugins_registry/larder@csi.larder.dev-reg.sock");
