@@ -25,6 +25,11 @@ pub fn program() -> PathBuf {
     repository().join("target/release/larder")
 }
 
+/// The program that asks a worker for everything (crates/stranger).
+pub fn stranger() -> PathBuf {
+    repository().join("target/release/larder-stranger")
+}
+
 /// The Helm chart.
 pub fn chart() -> PathBuf {
     repository().join("charts/larder")
@@ -44,7 +49,7 @@ pub enum Parts {
 /// # Errors
 /// Either does not build.
 pub fn build(tools: &Tools) -> Result<()> {
-    compile(tools, &["--package", "larder-cli", "--package", "larder-xtask"])?;
+    compile(tools, &["--package", "larder-cli", "--package", "larder-stranger", "--package", "larder-xtask"])?;
     image(tools)
 }
 

@@ -18,6 +18,7 @@ mod replicas;
 mod samples;
 mod script;
 mod shroud;
+mod strangers;
 mod training;
 
 use std::time::Duration;
@@ -80,6 +81,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "a_passthrough_mount_reads_local_files_in_the_kernel",
         modes::a_passthrough_mount_reads_local_files_in_the_kernel,
+    )
+    .within(LONG),
+    Test::new(
+        "nobody_without_the_right_certificate_gets_a_byte_or_a_call",
+        strangers::nobody_without_the_right_certificate_gets_a_byte_or_a_call,
     )
     .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),

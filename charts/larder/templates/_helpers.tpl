@@ -38,6 +38,23 @@ imagePullSecrets:
   value: {{ .Values.logLevel | quote }}
 {{- end }}
 
+{{/* Where a daemon gets its certificate, or that it needs none. */}}
+{{- define "larder.authority" -}}
+{{- if .Values.security.tls -}}
+--authority=larder-operator.{{ .Release.Namespace }}.svc:7480
+{{- else -}}
+--plain
+{{- end }}
+{{- end }}
+
+{{/* The token by which a pod proves to the operator what it is. */}}
+{{- define "larder.authorityToken" -}}
+- name: authority
+  projected:
+    sources:
+      - serviceAccountToken: { audience: larder-operator, expirationSeconds: 3600, path: token }
+{{- end }}
+
 {{- define "larder.probes" -}}
 readinessProbe:
   httpGet: { path: /readyz, port: admin }

@@ -9,6 +9,8 @@ pub const WORKER_DATA_PORT: u16 = 7470;
 pub const WORKER_CONTROL_PORT: u16 = 7471;
 /// Admin port of a worker: health and metrics.
 pub const WORKER_ADMIN_PORT: u16 = 7472;
+/// Port of the operator's CA: gRPC.
+pub const OPERATOR_AUTHORITY_PORT: u16 = 7480;
 /// Admin port of the operator.
 pub const OPERATOR_ADMIN_PORT: u16 = 7481;
 /// Admin port of the node plugin.
@@ -33,6 +35,19 @@ pub fn members_config_map(dataset_uid: &str) -> String {
 }
 /// Key in that ConfigMap.
 pub const MEMBERS_KEY: &str = "members.json";
+
+/// Name of the operator's Service.
+pub const OPERATOR_SERVICE: &str = "larder-operator";
+/// Who the tokens are for by which pods prove to the operator what they are.
+pub const AUTHORITY_AUDIENCE: &str = "larder-operator";
+/// Folder in a pod where that token is.
+pub const AUTHORITY_TOKEN_DIR: &str = "/var/run/secrets/larder.dev";
+/// Name of the Secret with the keys of the CA, and of the ConfigMap with its certificates.
+pub const AUTHORITY: &str = "larder-authority";
+/// Key in that ConfigMap.
+pub const AUTHORITY_BUNDLE_KEY: &str = "ca.crt";
+/// Name of a worker's file, in the dataset's folder, with its own key and certificate.
+pub const WORKER_IDENTITY: &str = "identity.json";
 
 /// Name of the worker DaemonSet and of its headless Service.
 #[must_use]

@@ -64,6 +64,11 @@ impl Layout {
         self.plugin().join("shroud")
     }
 
+    /// Mount tokens of this node.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.plugin().join("tokens.json")
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.plugin().join("state")
     }

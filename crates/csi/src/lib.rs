@@ -7,6 +7,7 @@
 //!                    │                  datasets (kube: get)      mounter (unix socket): prepare, serve
 //!                    ▼
 //!        state/<identity>.json   which target shows which snapshot
+//!        permits                 mount tokens, got of the operator, given to the mounter
 //!        host                    folders of sockets and tiers, with their owners
 //!        backing ◄─unix socket── mounter: files that the kernel is to read itself
 //! ```
@@ -27,6 +28,7 @@ mod metrics;
 mod mount;
 mod mounter;
 mod node;
+mod permits;
 mod probe;
 mod reconcile;
 mod registration;

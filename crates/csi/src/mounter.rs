@@ -61,6 +61,15 @@ impl Mounter {
         }
     }
 
+    /// Lets it read a dataset.
+    pub(crate) async fn permit(&self, dataset_uid: &str, token: &str, patience: Duration) -> Result<(), MounterError> {
+        let request = Request::Permit { dataset_uid: dataset_uid.to_owned(), token: token.to_owned() };
+        match self.ask(&request, None, patience).await? {
+            Reply::Permitted {} => Ok(()),
+            other => Err(MounterError::Unexpected(other)),
+        }
+    }
+
     /// Takes `prepare` back.
     pub(crate) async fn forget(&self, identity: &str, patience: Duration) -> Result<(), MounterError> {
         let request = Request::Forget { identity: identity.to_owned() };

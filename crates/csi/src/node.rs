@@ -15,6 +15,7 @@ use crate::{
     metrics::Metrics,
     mount,
     mounter::Mounter,
+    permits::{self, Permits},
     probe::{Probe, Prober, Usage},
     state::State,
 };
@@ -29,7 +30,7 @@ use larder_proto::csi::v1::{
     volume_usage::Unit,
 };
 use locks::Locks;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 /// The kubelet asks for the statistics of all volumes in turn and waits for each.
@@ -42,9 +43,23 @@ pub(crate) struct Plugin {
     pub(crate) state: State,
     pub(crate) datasets: Datasets,
     pub(crate) mounter: Mounter,
+    /// None where nobody asks for them.
+    pub(crate) permits: Option<Permits>,
     pub(crate) prober: Prober,
     pub(crate) metrics: Metrics,
     pub(crate) locks: Locks,
+}
+
+impl Plugin {
+    /// Renews the mount tokens of all datasets that are mounted here, long before they expire. Never ends.
+    pub(crate) async fn keep_permitted(&self) {
+        let Some(permits) = &self.permits else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(permits::LOOK).await;
+            let datasets: BTreeSet<_> = self.state.all().into_iter().map(|r| r.mount.dataset_uid).collect();
+            permits.renew(&datasets).await;
+        }
+    }
 }
 
 /// The service; clones share the plugin.

@@ -10,6 +10,7 @@ use crate::{
     mount,
     mounter::Mounter,
     node::{Node, Plugin},
+    permits::Permits,
     probe::Prober,
     reconcile::reconcile,
     registration::Registration,
@@ -54,6 +55,12 @@ pub struct Args {
     /// A kind of disk that datasets may use, as <name>=<folder on the host>
     #[arg(long = "tier", env = "LARDER_TIERS", value_delimiter = ',')]
     pub tiers: Vec<String>,
+    /// Namespace of the operator
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Certificates
+    #[command(flatten)]
+    pub trust: larder_trust::Flags,
     /// Address of the admin port
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::NODE_ADMIN_PORT)))]
     pub admin_addr: SocketAddr,
@@ -76,11 +83,17 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let host = Host::new(&args.host_root, &args.run_dir, &args.tiers)?;
     let layout = Layout::new(&args.kubelet_dir);
     let mut registry = Registry::default();
+    let mounter = Mounter::new(&names::mounter_socket(&host.inside(&args.run_dir)));
+    let permits = args.trust.issuer().map(|issuer| {
+        let bundle = larder_members::bundle(client.clone(), &args.namespace);
+        Permits::open(issuer, bundle, mounter.clone(), &layout.tokens())
+    });
     let plugin = Arc::new(Plugin {
         node: args.node.clone(),
         state: State::open(&layout.state())?,
         datasets: Datasets::new(client),
-        mounter: Mounter::new(&names::mounter_socket(&host.inside(&args.run_dir))),
+        mounter,
+        permits,
         prober: Prober::default(),
         metrics: Metrics::register(&mut registry),
         locks: Default::default(),
@@ -103,7 +116,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let mut tasks = JoinSet::new();
     let services = Server::builder()
         .add_service(IdentityServer::new(Identity))
-        .add_service(NodeServer::new(Node::new(plugin)))
+        .add_service(NodeServer::new(Node::new(Arc::clone(&plugin))))
         .serve_with_incoming_shutdown(UnixListenerStream::new(csi), shutdown.clone().cancelled_owned());
     tasks.spawn(async move { services.await.context("serve CSI") });
     let registrar = RegistrationServer::new(Registration::new(&layout.csi_socket(), health.clone()));
@@ -121,6 +134,11 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let keep = host.keep_prepared(shutdown.clone());
     tasks.spawn(async move {
         keep.await;
+        Ok(())
+    });
+    let renew = shutdown.clone();
+    tasks.spawn(async move {
+        renew.run_until_cancelled(plugin.keep_permitted()).await;
         Ok(())
     });
     tracing::info!(node = args.node, kubelet = %args.kubelet_dir.display(), "node plugin is serving");

@@ -1,4 +1,5 @@
-//! Who owns (ConfigMap `<uid>-members`, written by the operator) and where they are (EndpointSlices of Service `worker-<uid>`).
+//! Who owns (ConfigMap `<uid>-members`, written by the operator) and where they are (EndpointSlices of Service `worker-<uid>`);
+//! and whose certificates count (ConfigMap `larder-authority`).
 //!
 //! ```text
 //! ConfigMap ──┐
@@ -6,11 +7,14 @@
 //! EndpointSlice┘
 //! ```
 //!
-//! A crate of its own because workers and mounters need it and nothing else of Kubernetes. Only reads. When the API server is
+//! A crate of its own because the daemons of a node need it and little else of Kubernetes. Only reads. When the API server is
 //! away the last known list stands: losing the control plane must not stop a read.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod index;
+
+pub use authority::bundle;
 
 use futures::StreamExt as _;
 use index::Index;

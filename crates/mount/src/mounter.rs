@@ -18,7 +18,9 @@ use anyhow::Context as _;
 use larder_core::names;
 use larder_fuse::fdpass::Listener;
 use larder_members::Watch;
+use larder_peer::Options;
 use larder_telemetry::{Health, Page, serve_admin_with};
+use larder_trust::Tokens;
 use mounts::Mounts;
 pub use page::{MountPage, NodePage};
 use prometheus_client::registry::Registry;
@@ -28,6 +30,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// The node plugin's user.
@@ -51,6 +54,9 @@ pub struct Args {
     /// Folder for the catalogs of mounted snapshots; emptied at start
     #[arg(long, env = "LARDER_CATALOG_DIR", default_value = "/catalogs")]
     pub catalog_dir: PathBuf,
+    /// Certificates
+    #[command(flatten)]
+    pub trust: larder_trust::Flags,
     /// Health and metrics
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::MOUNTER_ADMIN_PORT)))]
     pub admin_addr: SocketAddr,
@@ -82,9 +88,17 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let open_files = open_files(args.open_files);
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    let (security, enrolment) = args.trust.security(|| larder_members::bundle(client.clone(), &args.namespace), None);
+    let mut background = JoinSet::new();
+    if let Some(enrolment) = enrolment {
+        background.spawn(enrolment.run());
+    }
+    let tokens = Tokens::default();
+    let options = Options { security: security.clone(), tokens: tokens.clone(), ..Options::default() };
     let node = Node {
         name: args.node.as_str().into(),
-        peers: larder_peer::Client::new(&args.node),
+        peers: larder_peer::Client::with_options(&args.node, options),
+        tokens,
         members: Watch::start(client, &args.namespace, None),
         files: Arc::new(OpenFiles::new(open_files)),
     };
@@ -96,6 +110,13 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let (health, stopped) = (Health::default(), CancellationToken::new());
     let shown = Arc::clone(&mounts);
     let page: Page = Arc::new(move || serde_json::to_value(shown.page()).unwrap_or_default());
+    // What is on this node can be read without one.
+    health.set_waits_for(Some("a certificate of the operator"));
+    let waiting = health.clone();
+    background.spawn(async move {
+        security.ready().await;
+        waiting.set_waits_for(None);
+    });
     let admin =
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), registry, vec![("/mounts", page)], stopped.clone()));
     health.set_ready(true);

@@ -13,6 +13,7 @@ use larder_core::key::ObjectKey;
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_members::Watch;
 use larder_peer::{Client, ObjectRef, ReadError, Source};
+use larder_trust::Tokens;
 use reports::Reports;
 use std::{
     fs::File,
@@ -32,6 +33,8 @@ const ABSENT: Duration = Duration::from_secs(60);
 pub(crate) struct Node {
     pub(crate) name: Arc<str>,
     pub(crate) peers: Client,
+    /// What the mounter shows to workers; `peers` has the same.
+    pub(crate) tokens: Tokens,
     pub(crate) members: Watch,
     pub(crate) files: Arc<OpenFiles>,
 }

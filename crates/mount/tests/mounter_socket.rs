@@ -76,6 +76,7 @@ async fn wrong_requests_are_answered_and_harm_no_later_one() {
         namespace: "larder-system".into(),
         run_dir: base.path().join("run"),
         catalog_dir: base.path().join("catalogs"),
+        trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 1,
         open_files: 4,
@@ -115,6 +116,8 @@ async fn wrong_requests_are_answered_and_harm_no_later_one() {
         refused(&ask(&conn, &Request::Serve(bad), Some(&null)).await, false, "not valid");
     }
     refused(&ask(&conn, &Request::Serve(mk_mount()), None).await, false, "no FUSE descriptor");
+    let permit = Request::Permit { dataset_uid: UID.into(), token: "of my own making".into() };
+    refused(&ask(&conn, &permit, None).await, false, "no mount token");
     refused(&ask(&conn, &Request::Prepare(mk_mount()), None).await, true, "no worker has it");
     assert_eq!(ask(&conn, &Request::Forget { identity: "never heard of".into() }, None).await, Reply::Forgotten {});
     assert_eq!(ask(&conn, &Request::List {}, None).await, Reply::Mounts(Vec::new()));

@@ -7,13 +7,14 @@
 //!                                                                                            └─ status, Events
 //! ```
 //!
-//! Of several operators one acts: the holder of a Lease ([`leader`]).
+//! Of several operators one acts: the holder of a Lease ([`leader`]). All of them are the CA of the daemons ([`authority`]).
 //!
 //! The operator owns the member list (ConfigMap `<uid>-members`) and `status`, and nothing that only lives in its memory: all it
 //! does is level-triggered and idempotent. When it dies, nothing on the data path changes and status stands still; the next one
 //! lists, compares and goes on. The one thing lost is since when a member is without a ready worker: its grace period starts again.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod controllers;
 mod leader;
 mod settings;
@@ -22,7 +23,9 @@ pub mod uninstall;
 pub use settings::Args;
 
 use anyhow::{Context as _, bail};
+use authority::Keeper;
 use larder_telemetry::Health;
+use larder_trust::Security;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -38,11 +41,24 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let metrics = controllers::cache_dataset::Metrics::register(&mut registry);
     tracing::info!(namespace = settings.namespace, image = settings.image, tiers = ?settings.tiers, "operator starts");
 
-    // Whoever ends first takes the other along.
+    let keeper = (!args.plain).then(|| Keeper::start(&client, &settings));
+    // Whoever ends first takes the others along.
     let admin = larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone());
-    let acting = act(client, settings, metrics, health, shutdown.clone());
+    let issuing = async {
+        match &keeper {
+            Some(keeper) => keeper.serve(args.authority_addr, shutdown.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let acting = act(client.clone(), settings.clone(), keeper.as_ref(), metrics, health, shutdown.clone());
     let (mut admin, mut acting) = (std::pin::pin!(admin), std::pin::pin!(acting));
     tokio::select! {
+        result = issuing, if !shutdown.is_cancelled() => {
+            shutdown.cancel();
+            acting.await?;
+            admin.await.context("serve the admin port")?;
+            result.context("serve the port for certificates")
+        }
         result = &mut admin => {
             shutdown.cancel();
             acting.await?;
@@ -60,6 +76,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 async fn act(
     client: kube::Client,
     settings: settings::Settings,
+    keeper: Option<&Keeper>,
     metrics: controllers::cache_dataset::Metrics,
     health: Health,
     shutdown: CancellationToken,
@@ -70,7 +87,13 @@ async fn act(
     let leader = shutdown.run_until_cancelled(candidate.lead(|| health.set_ready(true))).await;
     let Some(mut leader) = leader else { return Ok(()) };
     health.set_ready(false);
-    let controller = controllers::cache_dataset::run(client, settings, metrics, health, shutdown);
+    let security = keeper.map_or(Security::Plain, Keeper::leads);
+    let controller = async {
+        // Without a certificate of its own it reaches no worker, and would say that all are away.
+        if shutdown.run_until_cancelled(security.ready()).await.is_some() {
+            controllers::cache_dataset::run(client, settings, security.clone(), metrics, health, shutdown.clone()).await;
+        }
+    };
     let lost = tokio::select! {
         // Not a moment longer: what is under way is dropped.
         lost = leader.lost() => lost,

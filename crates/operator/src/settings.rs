@@ -4,6 +4,7 @@ use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use larder_api::quantity;
+use larder_core::names;
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Flags of `larder operator`.
@@ -36,8 +37,14 @@ pub struct Args {
     /// Seconds after which a node without a ready worker loses its share
     #[arg(long, env = "LARDER_MEMBER_GRACE", default_value_t = 600)]
     pub member_grace_seconds: u32,
+    /// No certificates: whoever reaches a port of a worker is answered
+    #[arg(long)]
+    pub plain: bool,
+    /// Address of the port for certificates
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::OPERATOR_AUTHORITY_PORT)))]
+    pub authority_addr: SocketAddr,
     /// Address of the admin port
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], larder_core::names::OPERATOR_ADMIN_PORT)))]
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::OPERATOR_ADMIN_PORT)))]
     pub admin_addr: SocketAddr,
 }
 
@@ -52,6 +59,8 @@ pub(crate) struct Settings {
     pub worker_service_account: String,
     pub worker_log: String,
     pub member_grace: SignedDuration,
+    /// Where workers get their certificates; `None`: they have none.
+    pub authority: Option<String>,
 }
 
 /// A kind of disk.
@@ -112,6 +121,8 @@ impl Args {
             worker_service_account: self.worker_service_account.clone(),
             worker_log: self.worker_log.clone(),
             member_grace: SignedDuration::from_secs(self.member_grace_seconds.into()),
+            authority: (!self.plain)
+                .then(|| format!("{}.{}.svc:{}", names::OPERATOR_SERVICE, self.namespace, names::OPERATOR_AUTHORITY_PORT)),
         })
     }
 }

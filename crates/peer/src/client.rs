@@ -16,6 +16,7 @@ use down::Down;
 use hedging::Hedging;
 use http::Transport;
 use larder_core::names::WORKER_DATA_PORT;
+use larder_trust::{Security, Tokens};
 use round::Round;
 use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -40,6 +41,10 @@ pub struct Options {
     pub down: Duration,
     /// Idle connections kept per worker. Default 32: about what the FUSE threads and the preload of one node keep busy.
     pub idle_per_node: usize,
+    /// With whose certificate workers are asked. Default: without any.
+    pub security: Security,
+    /// Mount tokens to show, for who is no worker. Default: none.
+    pub tokens: Tokens,
 }
 
 impl Default for Options {
@@ -53,6 +58,8 @@ impl Default for Options {
             whole: Duration::from_secs(60),
             down: Duration::from_secs(1),
             idle_per_node: 32,
+            security: Security::Plain,
+            tokens: Tokens::default(),
         }
     }
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Owns: the requests, the pool of connections, the memory of nodes that did not answer. Owns no data and no membership:
-//! who the members are and where they live is a [`Roster`], given with every read.
+//! who the members are and where they live is a [`Roster`], given with every read. Who may ask is decided by `larder_trust`,
+//! for each request.
 //!
 //! When the process at the other end dies, the read goes down the rendezvous order; when this one dies, nothing is lost.
 #![forbid(unsafe_code)]

@@ -1,7 +1,10 @@
 //! Answers range and catalog requests from what an [`ObjectSource`] has.
 
 mod body;
+mod connections;
 mod range;
+
+pub use connections::serve;
 
 use crate::{CRC_HEADER, MAX_RANGE, SOURCE_HEADER, Source};
 use axum::{
@@ -14,8 +17,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use http::{HeaderMap, StatusCode, header};
 use larder_core::{key::ObjectKey, names::is_digest};
-use std::{fs::File, future::Future, io, ops::Range, sync::Arc, time::Duration};
-use tokio_util::sync::CancellationToken;
+use std::{fs::File, future::Future, io, ops::Range, sync::Arc};
 
 /// What the server answers from: the worker.
 pub trait ObjectSource: Send + Sync + 'static {
@@ -265,29 +267,4 @@ async fn catalog<S: ObjectSource>(
 
 fn bad(text: &str) -> Response {
     (StatusCode::BAD_REQUEST, one_line(text)).into_response()
-}
-
-/// How long answers may still run after the shutdown began.
-const DRAIN: Duration = Duration::from_secs(5);
-
-/// Serves the data port until the shutdown, then lets running answers end for a few seconds.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve<S: ObjectSource>(
-    listener: tokio::net::TcpListener,
-    source: Arc<S>,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    use axum::serve::ListenerExt as _;
-    let listener = listener.tap_io(|tcp| {
-        if let Err(e) = tcp.set_nodelay(true) {
-            tracing::debug!(error = %e, "set TCP_NODELAY");
-        }
-    });
-    let graceful = axum::serve(listener, router(source)).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    tokio::select! {
-        ended = graceful.into_future() => ended,
-        () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
-    }
 }

@@ -17,6 +17,14 @@ pub mod pluginregistration {
     }
 }
 
+/// What daemons ask of the operator's CA.
+pub mod authority {
+    /// v1
+    pub mod v1 {
+        tonic::include_proto!("larder.authority.v1");
+    }
+}
+
 /// What Larder's daemons say to each other.
 pub mod control {
     /// v1

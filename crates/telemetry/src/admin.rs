@@ -1,12 +1,12 @@
 //! The admin server of a daemon: `/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (OpenMetrics text),
 //! and what else it has to tell, as JSON.
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
 use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,17 +14,31 @@ use tokio_util::sync::CancellationToken;
 
 /// Is the daemon ready? Shared between its parts; starts as "no".
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<AtomicBool>);
+pub struct Health(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    ready: AtomicBool,
+    waits_for: Mutex<Option<&'static str>>,
+}
 
 impl Health {
     /// Says whether the daemon can do its work now.
     pub fn set_ready(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+        self.0.ready.store(ready, Ordering::Relaxed);
+    }
+    /// Says what from outside is missing, without which it is not ready whatever else it has.
+    pub fn set_waits_for(&self, what: Option<&'static str>) {
+        *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
     /// Can it?
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.ready.load(Ordering::Relaxed) && self.waits_for().is_none()
+    }
+
+    fn waits_for(&self) -> Option<&'static str> {
+        *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,11 +93,15 @@ fn router(health: Health, registry: Registry) -> Router {
         .route("/metrics", get(metrics).with_state(Arc::new(registry)))
 }
 
-async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.is_ready() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+async fn readyz(extract::State(health): extract::State<Health>) -> (StatusCode, String) {
+    if health.is_ready() {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    let why = health.waits_for().map(|what| format!(": waits for {what}")).unwrap_or_default();
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready{why}\n"))
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
+async fn metrics(extract::State(registry): extract::State<Arc<Registry>>) -> impl IntoResponse {
     let mut text = String::new();
     let status = match prometheus_client::encoding::text::encode(&mut text, &registry) {
         Ok(()) => StatusCode::OK,

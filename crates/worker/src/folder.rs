@@ -1,5 +1,6 @@
 //! The dataset's folder on this node: its lock, and the small files in it.
 
+use larder_core::names;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, TryLockError},
@@ -101,13 +102,18 @@ impl Folder {
         self.path.join("state.json")
     }
 
+    /// Key and certificate, kept by `larder_trust::store`.
+    pub fn identity_file(&self) -> PathBuf {
+        self.path.join(names::WORKER_IDENTITY)
+    }
+
     pub fn catalogs(&self) -> PathBuf {
         self.path.join("catalogs")
     }
 
     /// Removes the small files, then the folder itself if nothing else is in it. Blocks.
     pub fn remove(&self) -> Result<(), FolderError> {
-        for path in [self.orders_file(), self.state_file(), self.path.join("lock")] {
+        for path in [self.orders_file(), self.state_file(), self.identity_file(), self.path.join("lock")] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(FolderError::Disk { action: "remove", path, source: e });

@@ -15,10 +15,10 @@ use larder_proto::control::v1::{
     worker_server::WorkerServer,
 };
 use larder_telemetry::Health;
+use larder_trust::{Clients, admit, incoming};
 use parking_lot::Mutex;
 use std::{path::PathBuf, sync::Arc};
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -50,8 +50,11 @@ pub(crate) async fn open(
     };
     let (told, over) = (Arc::clone(&held_up.problem), held_up.over.clone());
     let server = tonic::transport::Server::builder()
-        .add_service(WorkerServer::new(held_up))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(control), over.clone().cancelled_owned());
+        .add_service(WorkerServer::with_interceptor(held_up, admit::control_requests))
+        .serve_with_incoming_shutdown(
+            incoming(control, &settings.peer.security, Clients::Known),
+            over.clone().cancelled_owned(),
+        );
     let server = tokio::spawn(server);
     health.set_ready(true);
     let mut pause = Pause::new();

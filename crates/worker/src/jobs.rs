@@ -13,6 +13,7 @@ use crate::{
     report::{Topic, damage_problem, folder_problem},
     worker::Worker,
 };
+use larder_trust::Security;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -41,6 +42,9 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));
     spawn(Box::pin(tell_damages(Arc::clone(worker))));
+    if let Security::Mutual(held) = &worker.security {
+        spawn(Box::pin(larder_trust::store::keep(held.clone(), worker.folder.identity_file())));
+    }
     if let Some(rate) = worker.scrub {
         let cache = worker.cache.clone();
         spawn(Box::pin(async move { cache.scrub(rate.get()).await }));

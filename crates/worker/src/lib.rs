@@ -40,15 +40,15 @@ use larder_origin::Folders;
 use larder_peer::Roster;
 use larder_proto::control::v1::worker_server::WorkerServer;
 use larder_telemetry::Health;
+use larder_trust::{Clients, admit, incoming};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU64,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use worker::{Settings, Worker};
 
@@ -76,6 +76,9 @@ pub struct Args {
     /// Where the ConfigMap with ca.crt is mounted
     #[arg(long, env = "LARDER_CA_DIR", default_value = "/etc/larder/ca")]
     pub ca_dir: PathBuf,
+    /// Certificates
+    #[command(flatten)]
+    pub trust: larder_trust::Flags,
     /// A folder of the host that is mounted here under its own name and that sources may name (file:///...)
     #[arg(long = "file-origin", env = "LARDER_FILE_ORIGINS", value_delimiter = ',')]
     pub file_origins: Vec<PathBuf>,
@@ -131,6 +134,17 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let admin = tokio::spawn(larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone()));
 
     let client = kube::Client::try_default().await.context("find the API server")?;
+    let (security, enrolment) =
+        args.trust.security(|| larder_members::bundle(client.clone(), &args.namespace), stored_credentials(&args.dir));
+    let enrolment = enrolment.map(|enrolment| tokio::spawn(enrolment.run()));
+    health.set_waits_for(Some("a certificate of the operator"));
+    let certified = tokio::spawn({
+        let (security, health) = (security.clone(), health.clone());
+        async move {
+            security.ready().await;
+            health.set_waits_for(None);
+        }
+    });
     let members = larder_members::Watch::start(client, &args.namespace, Some(&args.dataset_uid));
     let (roster_tx, roster) = watch::channel(members.roster(&args.dataset_uid));
     let follower = tokio::spawn(follow(members, args.dataset_uid.clone(), roster_tx));
@@ -148,7 +162,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
         scrub: NonZeroU64::new(args.scrub_bytes),
-        peer: larder_peer::Options::default(),
+        peer: larder_peer::Options { security, ..larder_peer::Options::default() },
     };
     let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));
     let control = bind("control", args.control_addr).await?;
@@ -171,10 +185,20 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     };
     health.set_ready(false);
     follower.abort();
+    certified.abort();
+    if let Some(enrolment) = enrolment {
+        enrolment.abort();
+    }
     if let Err(error) = worker.save_state().await {
         tracing::warn!(%error, "counters are not saved");
     }
     served
+}
+
+/// What the worker before this one was given. Without any this one asks for its own.
+fn stored_credentials(dir: &Path) -> Option<larder_trust::Credentials> {
+    let stored = larder_trust::store::load(&dir.join(names::WORKER_IDENTITY));
+    stored.inspect_err(|error| tracing::info!(%error, "goes on without stored credentials")).ok().flatten()
 }
 
 /// Turns the watch of member lists into one of this dataset's roster.
@@ -202,14 +226,21 @@ struct Listeners {
 async fn serve(worker: Arc<Worker>, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut jobs = jobs::start(&worker);
     let control = tonic::transport::Server::builder()
-        .add_service(WorkerServer::new(control::ControlPort(Arc::clone(&worker))))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listeners.control), shutdown.clone().cancelled_owned());
-    let data = larder_peer::serve(listeners.data, Arc::new(objects::DataPort(Arc::clone(&worker))), shutdown.clone());
+        .add_service(WorkerServer::with_interceptor(control::ControlPort(Arc::clone(&worker)), admit::control_requests))
+        .serve_with_incoming_shutdown(
+            incoming(listeners.control, &worker.security, Clients::Known),
+            shutdown.clone().cancelled_owned(),
+        );
+    let source = Arc::new(objects::DataPort(Arc::clone(&worker)));
+    let data = larder_peer::serve(listeners.data, source, &worker.security, shutdown.clone());
     let local = local::serve(Arc::clone(&worker), listeners.local);
     let servers = async {
         tokio::try_join!(
             async { control.await.context("serve the control port") },
-            async { data.await.context("serve the data port") },
+            async {
+                data.await;
+                Ok(())
+            },
             async {
                 tokio::select! {
                     () = local => anyhow::bail!("the local socket ended by itself"),

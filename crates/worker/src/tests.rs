@@ -3,6 +3,7 @@
 mod harness;
 mod keep;
 mod replicas;
+mod strangers;
 
 use crate::metrics::Metrics;
 use bytes::Bytes;
@@ -617,7 +618,7 @@ fn the_flags_have_the_defaults_of_the_design() {
         args: crate::Args,
     }
     let args = |uid: &str| {
-        let args = ["worker", "--node=n", "--namespace=ns", "--dir=/d", "--dataset-uid", uid];
+        let args = ["worker", "--node=n", "--namespace=ns", "--dir=/d", "--plain", "--dataset-uid", uid];
         <Cli as clap::Parser>::try_parse_from(args).map(|c| c.args)
     };
     let a = args(UID).unwrap();

@@ -14,6 +14,7 @@ use larder_cache::{Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
+use larder_trust::Security;
 use parking_lot::Mutex;
 use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
@@ -58,6 +59,7 @@ pub(crate) struct Worker {
     pub received: Arc<Received>,
     pub pace: Pace,
     pub peers: larder_peer::Client,
+    pub security: Security,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub report: Report,
     pub metrics: Metrics,
@@ -115,6 +117,7 @@ impl Worker {
             "took over the dataset's folder"
         );
         let worker = Self {
+            security: settings.peer.security.clone(),
             peers: larder_peer::Client::with_options(&settings.node, settings.peer),
             node: settings.node,
             dataset_uid: settings.dataset_uid,

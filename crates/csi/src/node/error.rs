@@ -1,6 +1,6 @@
 //! Everything a call can fail with, and its gRPC code.
 
-use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, state::StateError};
+use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, permits::PermitError, state::StateError};
 use larder_fuse::device::DeviceError;
 use std::{fmt::Display, io, path::PathBuf};
 use tokio::task::JoinError;
@@ -32,6 +32,8 @@ pub(crate) enum NodeError {
     #[error(transparent)]
     Mounter(#[from] MounterError),
     #[error(transparent)]
+    Permit(#[from] PermitError),
+    #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
     State(#[from] StateError),
@@ -56,6 +58,7 @@ impl NodeError {
             | Self::Hung(_)
             | Self::Dead(_) => Code::Unavailable,
             Self::Mounter(e) if e.retry() => Code::Unavailable,
+            Self::Permit(_) => Code::Unavailable,
             Self::Foreign { .. }
             | Self::Dataset(DatasetError::Deleting(_))
             | Self::Mount(MountError::Device(DeviceError::Open(_))) => Code::FailedPrecondition,

@@ -95,6 +95,9 @@ impl Plugin {
             spawn_blocking(move || mount::unmount_all(&old)).await??;
         }
         let patience = deadline.saturating_duration_since(Instant::now()).max(AT_LEAST);
+        if let Some(permits) = &self.permits {
+            permits.permit(&record.mount.dataset_uid, patience).await?;
+        }
         self.mounter.prepare(&record.mount, patience).await?;
         let result = self.new_superblock(record, &path).await;
         if result.is_err() {

@@ -380,6 +380,7 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
         namespace: "larder-system".into(),
         run_dir: base.join("h").join(RUN),
         catalog_dir: base.join("c"),
+        trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 2,
         open_files: 16,
@@ -399,6 +400,8 @@ async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<
         host_root: base.join("h"),
         run_dir: Path::new("/").join(RUN),
         tiers: vec!["nvme=/mnt/nvme0".into()],
+        namespace: "larder-system".into(),
+        trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
     };
     let registration = args.kubelet_dir.join("plugins_registry/larder@csi.larder.dev-reg.sock");

@@ -45,6 +45,14 @@ pub enum Request {
     Prepare(Mount),
     /// Serve the descriptor that comes along.
     Serve(Mount),
+    /// Show this token to workers of the dataset from now on. Kept as long as the mounter lives.
+    #[serde(rename_all = "camelCase")]
+    Permit {
+        /// UID of the dataset.
+        dataset_uid: String,
+        /// As the operator gave it.
+        token: String,
+    },
     /// What is served?
     List {},
     /// Drop what `Prepare` fetched, if nothing is mounted with it.
@@ -62,6 +70,8 @@ pub enum Reply {
     Ready {},
     /// To `Serve`, after INIT was answered.
     Serving {},
+    /// To `Permit`.
+    Permitted {},
     /// To `List`.
     Mounts(Vec<Served>),
     /// To `Forget`.
@@ -130,6 +140,8 @@ mod tests {
         let earlier = serde_json::json!({"identity": "i", "datasetUid": "u", "snapshot": "s", "uid": 1, "gid": 2, "fileMode": 292, "dirMode": 365});
         assert_eq!(serde_json::from_value::<Mount>(earlier).unwrap().mode, Mode::Auto);
         assert_eq!(serde_json::to_string(&Request::List {}).unwrap(), r#"{"list":{}}"#);
+        let permit = serde_json::to_value(Request::Permit { dataset_uid: "u".into(), token: "t".into() }).unwrap();
+        assert_eq!(permit, serde_json::json!({"permit": {"datasetUid": "u", "token": "t"}}));
         assert_eq!(serde_json::to_string(&Reply::Serving {}).unwrap(), r#"{"serving":{}}"#);
         let error = Reply::Error { retry: true, message: "m".into() };
         assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"error":{"retry":true,"message":"m"}}"#);

@@ -16,6 +16,7 @@ use larder_fuse::{
     protocol::mounter::{Mount, Served},
     session::{self, Ended, SessionError},
 };
+use larder_trust::TokenError;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
@@ -46,13 +47,15 @@ pub(super) enum MountError {
     Duplicate { identity: String, source: std::io::Error },
     #[error("serve {identity}: {source}")]
     Session { identity: String, source: SessionError },
+    #[error("mount token of dataset {dataset_uid}: {source}")]
+    Token { dataset_uid: String, source: TokenError },
     #[error("{0} was interrupted: {1}")]
     Task(&'static str, tokio::task::JoinError),
 }
 
 impl MountError {
     pub(super) fn retry(&self) -> bool {
-        !matches!(self, Self::Invalid(_) | Self::NoDescriptor(_))
+        !matches!(self, Self::Invalid(_) | Self::NoDescriptor(_) | Self::Token { .. })
     }
 }
 
@@ -85,6 +88,12 @@ impl Mounts {
     pub(super) fn new(node: Node, catalogs: Catalogs, metrics: Metrics, run_dir: &Path, fuse_threads: usize) -> Self {
         let sessions = watch::Sender::new(0);
         Self { node, catalogs, metrics, run_dir: run_dir.to_owned(), fuse_threads, table: Mutex::default(), sessions }
+    }
+
+    /// Shows the token to workers from now on.
+    pub(super) fn permit(&self, dataset_uid: &str, token: &str) -> Result<(), MountError> {
+        let failed = |source| MountError::Token { dataset_uid: dataset_uid.to_owned(), source };
+        self.node.tokens.set(dataset_uid, token).map_err(failed)
     }
 
     /// Gets the catalog here, so that `serve` cannot fail for want of it.

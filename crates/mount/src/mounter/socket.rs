@@ -47,6 +47,7 @@ async fn answer(mounts: &Arc<Mounts>, request: Request, fd: Option<OwnedFd>) -> 
             Some(fd) => mounts.serve(mount, fd).await.map(|()| Reply::Serving {}),
             None => Err(MountError::NoDescriptor(mount.identity)),
         },
+        Request::Permit { dataset_uid, token } => mounts.permit(&dataset_uid, &token).map(|()| Reply::Permitted {}),
         Request::List {} => Ok(Reply::Mounts(mounts.list())),
         Request::Forget { identity } => {
             mounts.forget(&identity);

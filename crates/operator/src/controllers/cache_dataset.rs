@@ -48,6 +48,7 @@ use kube::{
 };
 use larder_api::{CacheDataset, labels};
 use larder_telemetry::Health;
+use larder_trust::Security;
 use parking_lot::Mutex;
 use prometheus_client::{encoding::EncodeLabelSet, metrics::counter::Counter, metrics::family::Family, registry::Registry};
 use std::{
@@ -72,6 +73,7 @@ const RETRY: Duration = Duration::from_secs(5);
 struct Context {
     client: Client,
     settings: Settings,
+    security: Security,
     stores: watch::Stores,
     recorder: Recorder,
     metrics: Metrics,
@@ -79,6 +81,12 @@ struct Context {
     absent: Mutex<HashMap<String, BTreeMap<String, Timestamp>>>,
     /// Per dataset UID: since when its workers are asked to erase.
     erasing: Mutex<HashMap<String, Timestamp>>,
+}
+
+impl Context {
+    fn workers<'a>(&'a self, dataset_uid: &'a str) -> workers::Workers<'a> {
+        workers::Workers { dataset_uid, security: &self.security }
+    }
 }
 
 /// Counts reconciles.
@@ -105,7 +113,14 @@ impl Metrics {
 }
 
 /// Runs the controller until `shutdown`, then lets running reconciles end.
-pub(crate) async fn run(client: Client, settings: Settings, metrics: Metrics, health: Health, shutdown: CancellationToken) {
+pub(crate) async fn run(
+    client: Client,
+    settings: Settings,
+    security: Security,
+    metrics: Metrics,
+    health: Health,
+    shutdown: CancellationToken,
+) {
     let (stores, queue, mut followers) = watch::start(&client, &settings.namespace, &shutdown);
     tokio::select! {
         biased;
@@ -125,6 +140,7 @@ pub(crate) async fn run(client: Client, settings: Settings, metrics: Metrics, he
         recorder: Recorder::new(client.clone(), reporter),
         client,
         settings,
+        security,
         stores,
         metrics,
         absent: Mutex::default(),

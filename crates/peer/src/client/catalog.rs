@@ -73,11 +73,11 @@ impl Client {
     }
 
     async fn catalog_from(&self, address: SocketAddr, uid: &str, digest: &str, into: &Path) -> Result<(), Refused> {
-        let uri = format!("http://{address}/v1/{uid}/catalogs/{digest}");
+        let path = format!("/v1/{uid}/catalogs/{digest}");
         let peer = |f: Failure| match f {
             Failure::NoAnswer(t) | Failure::Broken(t) | Failure::Status(_, t) => Refused::ByPeer(t),
         };
-        let (_, mut body) = self.inner.transport.get(&uri, None, StatusCode::OK).await.map_err(peer)?;
+        let (_, mut body) = self.inner.transport.get(address, uid, &path, None, StatusCode::OK).await.map_err(peer)?;
         let disk = |source: io::Error| Refused::ByDisk(CatalogFetchError::Disk { path: into.to_owned(), source });
         let folder = into.parent().ok_or_else(|| disk(io::ErrorKind::InvalidInput.into()))?.to_owned();
         let part = folder.join(format!(".{digest}.{}.part", PART.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));

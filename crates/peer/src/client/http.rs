@@ -7,11 +7,13 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{Client as Pool, connect::HttpConnector},
+    client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
 use larder_core::{checksum::crc32c, key::ObjectKey};
-use std::{net::SocketAddr, ops::Range, time::Duration};
+use larder_trust::{Connector, Credentials, MOUNT_TOKEN_HEADER, Security, worker_uri};
+use parking_lot::RwLock;
+use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
 
 /// Why one worker did not give the bytes.
 #[derive(Debug)]
@@ -35,11 +37,31 @@ pub(super) enum Want {
     OnDisk,
 }
 
-/// Pool of kept-alive connections, one request in flight on each.
+/// Makes requests, each on a connection of the pool.
 #[derive(Debug)]
 pub(super) struct Transport {
-    pool: Pool<HttpConnector, Empty<Bytes>>,
-    silence: Duration,
+    options: Options,
+    pool: RwLock<Arc<Pool>>,
+}
+
+/// Kept-alive connections, one request in flight on each.
+#[derive(Debug)]
+struct Pool {
+    client: Client<Connector, Empty<Bytes>>,
+    /// What they were made with. Connections that show an old certificate take no new requests: those under way end on them,
+    /// long before it expires.
+    credentials: Option<Arc<Credentials>>,
+}
+
+impl Pool {
+    fn new(options: &Options, credentials: Option<Arc<Credentials>>) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(options.idle_per_node)
+            .build(Connector::new(&options.security, options.connect));
+        Self { client, credentials }
+    }
 }
 
 /// Idle connections are closed after this; shorter than the server's patience, so that a reused one is seldom closed already.
@@ -49,15 +71,22 @@ const LINE: usize = 1024;
 
 impl Transport {
     pub(super) fn new(options: &Options) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(options.connect));
-        connector.set_nodelay(true);
-        let pool = Pool::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(options.idle_per_node)
-            .build(connector);
-        Self { pool, silence: options.silence }
+        Self { options: options.clone(), pool: RwLock::new(Arc::new(Pool::new(options, None))) }
+    }
+
+    /// The pool whose connections show the newest certificate.
+    fn pool(&self) -> Arc<Pool> {
+        let pool = Arc::clone(&self.pool.read());
+        let Security::Mutual(held) = &self.options.security else { return pool };
+        // Without any, the connector says so.
+        let Ok(credentials) = held.now() else { return pool };
+        if pool.credentials.as_ref().is_some_and(|old| Arc::ptr_eq(old, &credentials)) {
+            return pool;
+        }
+        // Two that come at the same time make two; the later one stays, the other lives as long as its request.
+        let new = Arc::new(Pool::new(&self.options, Some(credentials)));
+        *self.pool.write() = Arc::clone(&new);
+        new
     }
 
     pub(super) async fn range(
@@ -67,8 +96,8 @@ impl Transport {
         range: &Range<u64>,
         want: Want,
     ) -> Result<(Source, Bytes), Failure> {
-        let uri = format!(
-            "http://{address}/v1/{}/objects/{}?snapshot={}&inode={}{}",
+        let path = format!(
+            "/v1/{}/objects/{}?snapshot={}&inode={}{}",
             object.dataset_uid,
             object.key,
             object.snapshot,
@@ -79,7 +108,7 @@ impl Transport {
                 Want::OnDisk => "&disk=1",
             },
         );
-        let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
+        let (parts, body) = self.get(address, object.dataset_uid, &path, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
         let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
         let crc = crc_of(&parts);
@@ -100,16 +129,17 @@ impl Transport {
         fetch: Option<(&str, u64)>,
     ) -> Result<(Bytes, u32), Failure> {
         let fetch = fetch.map_or_else(String::new, |(snapshot, inode)| format!("?snapshot={snapshot}&inode={inode}"));
-        let uri = format!("http://{address}/v1/{dataset_uid}/copies/{key}{fetch}");
-        let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
+        let path = format!("/v1/{dataset_uid}/copies/{key}{fetch}");
+        let (parts, body) = self.get(address, dataset_uid, &path, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let crc = crc_of(&parts).ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
         Ok((self.exactly(body, range).await?, crc))
     }
 
     /// Whatever it answers, it answers.
     pub(super) async fn alive(&self, address: SocketAddr, dataset_uid: &str) -> bool {
-        let uri = format!("http://{address}/v1/{dataset_uid}/alive");
-        !matches!(self.get(&uri, None, StatusCode::NO_CONTENT).await, Err(Failure::NoAnswer(_) | Failure::Broken(_)))
+        let path = format!("/v1/{dataset_uid}/alive");
+        let answer = self.get(address, dataset_uid, &path, None, StatusCode::NO_CONTENT).await;
+        !matches!(answer, Err(Failure::NoAnswer(_) | Failure::Broken(_)))
     }
 
     /// The whole body, if it is as long as the range.
@@ -132,17 +162,24 @@ impl Transport {
 
     pub(super) async fn get(
         &self,
-        uri: &str,
+        address: SocketAddr,
+        dataset_uid: &str,
+        path: &str,
         range: Option<&Range<u64>>,
         expected: StatusCode,
     ) -> Result<(http::response::Parts, Incoming), Failure> {
-        let mut request = Request::get(uri);
+        let broken = |e: http::Error| Failure::Broken(format!("no request can be made: {e}"));
+        let mut request = Request::get(worker_uri(dataset_uid, address, path).map_err(broken)?);
+        if let Some(token) = self.options.tokens.get(dataset_uid) {
+            request = request.header(MOUNT_TOKEN_HEADER, token);
+        }
         if let Some(range) = range {
             request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
-        let request = request.body(Empty::new()).map_err(|e| Failure::Broken(format!("no request can be made: {e}")))?;
-        let answer = match tokio::time::timeout(self.silence, self.pool.request(request)).await {
-            Err(_) => return Err(Failure::NoAnswer(format!("silent for {:?}", self.silence))),
+        let request = request.body(Empty::new()).map_err(broken)?;
+        let silence = self.options.silence;
+        let answer = match tokio::time::timeout(silence, self.pool().client.request(request)).await {
+            Err(_) => return Err(Failure::NoAnswer(format!("silent for {silence:?}"))),
             Ok(Err(e)) => return Err(Failure::NoAnswer(chain(&e))),
             Ok(Ok(answer)) => answer,
         };
@@ -164,8 +201,8 @@ impl Transport {
     /// The next piece of a body; bounded by the silence.
     pub(super) async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
         loop {
-            match tokio::time::timeout(self.silence, body.frame()).await {
-                Err(_) => return Err(Failure::Broken(format!("fell silent for {:?}", self.silence))),
+            match tokio::time::timeout(self.options.silence, body.frame()).await {
+                Err(_) => return Err(Failure::Broken(format!("fell silent for {:?}", self.options.silence))),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(e))) => return Err(Failure::Broken(format!("answer broke off: {}", chain(&e)))),
                 Ok(Some(Ok(frame))) => {

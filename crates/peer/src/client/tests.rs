@@ -7,6 +7,7 @@ use larder_core::{
     key::ObjectKey,
     placement::{Member, Members},
 };
+use larder_trust::Security;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
@@ -143,7 +144,8 @@ impl Cluster {
                 catalog: Mutex::default(),
             };
             let (fake, stop) = (Arc::new(fake), CancellationToken::new());
-            tokio::spawn(crate::serve(listener, Arc::clone(&fake), stop.clone()));
+            let (source, stopped) = (Arc::clone(&fake), stop.clone());
+            tokio::spawn(async move { crate::serve(listener, source, &Security::Plain, stopped).await });
             roster.members.members.push(Member { node: node.clone(), weight: 1, since: 1, leaving: false });
             roster.addresses.insert(node.clone(), ip(n));
             workers.insert(node, (fake, stop));

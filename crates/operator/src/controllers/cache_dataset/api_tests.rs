@@ -50,6 +50,7 @@ async fn reconcile_with(
         recorder: Recorder::new(client.clone(), Reporter { controller: MANAGER.into(), instance: None }),
         client,
         settings: settings(),
+        security: larder_trust::Security::Plain,
         stores: watch::Stores {
             datasets: reflector::store().0,
             nodes: reflector::store().0,

@@ -39,7 +39,7 @@ pub(super) async fn apply(dataset: &CacheDataset, plan: &Plan, observed: &Observ
             tracing::debug!(pod, %error, "pod was not told of new inputs");
         }
     }
-    for (node, error) in workers::configure(&plan.orders).await {
+    for (node, error) in workers::configure(context.workers(&observed.owner.uid), &plan.orders).await {
         // The next look at its status shows that it still has other orders.
         tracing::warn!(dataset = dataset.name_any(), node, error, "worker did not take its orders");
     }

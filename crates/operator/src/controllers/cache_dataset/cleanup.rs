@@ -94,7 +94,7 @@ async fn erase(dataset: &CacheDataset, owner: &Owner, context: &Context) -> Resu
         context.stores.nodes.state().iter().filter(|n| members::is_ready(n)).map(|n| n.name_any()).collect();
     let asked: Vec<_> =
         pods::workers(&pods, &BTreeMap::new()).into_iter().filter(|w| alive.contains(&w.node) && w.address.is_some()).collect();
-    let (freed, failed) = workers::erase(&owner.uid, &asked).await;
+    let (freed, failed) = workers::erase(context.workers(&owner.uid), &asked).await;
     if failed.is_empty() {
         tracing::info!(dataset = owner.name, workers = asked.len(), freed, "erased");
         return Ok(());

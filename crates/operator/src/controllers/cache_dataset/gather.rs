@@ -103,7 +103,7 @@ pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<
         _ => None,
     };
     let workers = pods::workers(&pods, &warnings);
-    let statuses = workers::statuses(&workers).await;
+    let statuses = workers::statuses(context.workers(&owner.uid), &workers).await;
 
     Ok(Observed {
         now,

@@ -4,7 +4,11 @@ use super::{error::chain, pods::Worker, snapshot::Statuses};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use larder_core::names;
 use larder_proto::control::v1::{Config, ConfigureRequest, EraseRequest, StatusRequest, worker_client::WorkerClient};
-use std::{net::IpAddr, time::Duration};
+use larder_trust::{Connector, Security, worker_uri};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use tonic::transport::{Channel, Endpoint};
 
 /// Calls at once: a large cluster must not open a thousand connections in one moment.
@@ -14,12 +18,19 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Unlinking the files of a dataset takes as long as the disk needs.
 const ERASE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The workers of one dataset, and how they are talked to.
+#[derive(Clone, Copy)]
+pub(super) struct Workers<'a> {
+    pub dataset_uid: &'a str,
+    pub security: &'a Security,
+}
+
 /// Asks every ready worker what is.
-pub(super) async fn statuses(workers: &[Worker]) -> Statuses {
+pub(super) async fn statuses(of: Workers<'_>, workers: &[Worker]) -> Statuses {
     let asked = workers.iter().filter(|w| w.ready).cloned().map(|worker| {
         let call = async move {
             let answer = match worker.address {
-                Some(address) => status(address).await,
+                Some(address) => status(of, address).await,
                 None => Err("its pod has no address".to_owned()),
             };
             (worker.node, answer)
@@ -29,17 +40,17 @@ pub(super) async fn statuses(workers: &[Worker]) -> Statuses {
     stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await
 }
 
-async fn status(address: IpAddr) -> Result<larder_proto::control::v1::StatusResponse, String> {
-    let call = async { client(address, CALL_TIMEOUT).await?.status(StatusRequest {}).await.map_err(told) };
+async fn status(of: Workers<'_>, address: IpAddr) -> Result<larder_proto::control::v1::StatusResponse, String> {
+    let call = async { client(of, address, CALL_TIMEOUT).await?.status(StatusRequest {}).await.map_err(told) };
     bounded(CALL_TIMEOUT, call).await.map(tonic::Response::into_inner)
 }
 
 /// Gives workers their orders. Returns whom it did not reach.
-pub(super) async fn configure(orders: &[(String, IpAddr, Config)]) -> Vec<(String, String)> {
+pub(super) async fn configure(of: Workers<'_>, orders: &[(String, IpAddr, Config)]) -> Vec<(String, String)> {
     let calls = orders.iter().cloned().map(|(node, address, config)| {
         let call = async move {
             let request = ConfigureRequest { config: Some(config) };
-            let call = async { client(address, CALL_TIMEOUT).await?.configure(request).await.map_err(told) };
+            let call = async { client(of, address, CALL_TIMEOUT).await?.configure(request).await.map_err(told) };
             bounded(CALL_TIMEOUT, call).await.err().map(|error| (node, error))
         };
         call.boxed()
@@ -49,12 +60,12 @@ pub(super) async fn configure(orders: &[(String, IpAddr, Config)]) -> Vec<(Strin
 }
 
 /// Has workers remove every byte of the dataset. Returns who did, and who did not and why.
-pub(super) async fn erase(dataset_uid: &str, workers: &[Worker]) -> (u64, Vec<(String, String)>) {
+pub(super) async fn erase(of: Workers<'_>, workers: &[Worker]) -> (u64, Vec<(String, String)>) {
     let calls = workers.iter().cloned().map(|worker| {
-        let request = EraseRequest { dataset_uid: dataset_uid.to_owned() };
+        let request = EraseRequest { dataset_uid: of.dataset_uid.to_owned() };
         let call = async move {
             let Some(address) = worker.address else { return Err((worker.node, "its pod has no address".to_owned())) };
-            let call = async { client(address, ERASE_TIMEOUT).await?.erase(request).await.map_err(told) };
+            let call = async { client(of, address, ERASE_TIMEOUT).await?.erase(request).await.map_err(told) };
             match bounded(ERASE_TIMEOUT, call).await {
                 Ok(response) => Ok(response.into_inner().freed_bytes),
                 Err(error) => Err((worker.node, error)),
@@ -75,11 +86,12 @@ pub(super) async fn erase(dataset_uid: &str, workers: &[Worker]) -> (u64, Vec<(S
     (freed, failed)
 }
 
-async fn client(address: IpAddr, timeout: Duration) -> Result<WorkerClient<Channel>, String> {
-    let address = std::net::SocketAddr::from((address, names::WORKER_CONTROL_PORT));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| chain(&e))?;
-    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(timeout).connect().await.map_err(|e| chain(&e))?;
-    Ok(WorkerClient::new(channel))
+async fn client(of: Workers<'_>, address: IpAddr, timeout: Duration) -> Result<WorkerClient<Channel>, String> {
+    let address = SocketAddr::from((address, names::WORKER_CONTROL_PORT));
+    let endpoint = Endpoint::from(worker_uri(of.dataset_uid, address, "/").map_err(|e| chain(&e))?).timeout(timeout);
+    let endpoint = endpoint.origin(http::Uri::from_static("http://larder-worker"));
+    let channel = endpoint.connect_with_connector(Connector::new(of.security, CONNECT_TIMEOUT)).await;
+    Ok(WorkerClient::new(channel.map_err(|e| chain(&e))?))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

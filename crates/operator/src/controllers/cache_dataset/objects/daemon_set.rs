@@ -24,12 +24,16 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         format!("--credentials-dir={CREDENTIALS_DIR}"),
         format!("--ca-dir={CA_DIR}"),
     ];
+    args.push(match &settings.authority {
+        Some(authority) => format!("--authority={authority}"),
+        None => "--plain".to_owned(),
+    });
     if let Some(floor) = tier.floor {
         args.push(format!("--disk-floor-percent={}", floor.percent));
         args.push(format!("--disk-floor-bytes={}", floor.bytes));
     }
     let spec = &dataset.spec.workers;
-    let container = json!({
+    let mut container = json!({
         "name": "worker",
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
@@ -64,6 +68,20 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             { "name": "ca", "mountPath": CA_DIR, "readOnly": true },
         ],
     });
+    let mut volumes = json!([
+        // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
+        { "name": "data", "hostPath": { "path": data, "type": "Directory" } },
+        { "name": "run", "hostPath": { "path": run, "type": "Directory" } },
+        { "name": "credentials", "secret": { "secretName": owner.credentials_name(), "optional": true, "defaultMode": 0o440 } },
+        { "name": "ca", "configMap": { "name": owner.ca_name(), "optional": true, "defaultMode": 0o444 } },
+    ]);
+    if settings.authority.is_some() {
+        push(
+            &mut container["volumeMounts"],
+            json!({ "name": "authority", "mountPath": names::AUTHORITY_TOKEN_DIR, "readOnly": true }),
+        );
+        push(&mut volumes, authority_token());
+    }
     let mut pod = json!({
         "serviceAccountName": settings.worker_service_account,
         "enableServiceLinks": false,
@@ -78,13 +96,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "containers": [container],
-        "volumes": [
-            // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
-            { "name": "data", "hostPath": { "path": data, "type": "Directory" } },
-            { "name": "run", "hostPath": { "path": run, "type": "Directory" } },
-            { "name": "credentials", "secret": { "secretName": owner.credentials_name(), "optional": true, "defaultMode": 0o440 } },
-            { "name": "ca", "configMap": { "name": owner.ca_name(), "optional": true, "defaultMode": 0o444 } },
-        ],
+        "volumes": volumes,
     });
     if !spec.node_selector.is_empty() {
         pod["nodeSelector"] = json!(spec.node_selector);
@@ -109,6 +121,18 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             },
         },
     })))
+}
+
+fn push(list: &mut Value, item: Value) {
+    if let Value::Array(list) = list {
+        list.push(item);
+    }
+}
+
+/// The token by which the pod proves to the operator what it is.
+fn authority_token() -> Value {
+    let token = json!({ "audience": names::AUTHORITY_AUDIENCE, "expirationSeconds": 3600, "path": "token" });
+    json!({ "name": "authority", "projected": { "defaultMode": 0o440, "sources": [{ "serviceAccountToken": token }] } })
 }
 
 fn resources(given: Option<&Resources>) -> Value {
@@ -182,6 +206,22 @@ mod tests {
         assert!(!args(None).iter().any(|a| a.contains("floor")), "the workers' default holds");
         let args = args(Some(Floor { percent: 0, bytes: 1 << 30 }));
         assert!(args.ends_with(&["--disk-floor-percent=0".to_owned(), "--disk-floor-bytes=1073741824".to_owned()]), "{args:?}");
+    }
+
+    #[test]
+    fn a_worker_without_certificates_is_told_so() {
+        let dataset = mk_dataset();
+        let build = |authority: Option<&str>| {
+            let settings = Settings { authority: authority.map(str::to_owned), ..settings() };
+            let ds = serde_json::to_value(daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings, &mk_tier())).unwrap();
+            ds["spec"]["template"]["spec"].to_string()
+        };
+        let (with, without) = (build(Some("larder-operator.x.svc:7480")), build(None));
+        assert!(
+            with.contains("--authority=larder-operator.x.svc:7480") && with.contains("larder-operator\",\"expirationSeconds")
+        );
+        assert!(!with.contains("--plain"));
+        assert!(without.contains("--plain") && !without.contains("serviceAccountToken"), "{without}");
     }
 
     #[test]
