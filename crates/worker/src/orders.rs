@@ -15,6 +15,9 @@ pub(crate) struct Orders {
     pub snapshot: String,
     pub preload: bool,
     pub retry: u64,
+    /// Bytes a second, 0: no limit.
+    pub preload_bandwidth: u64,
+    pub preload_paths: Vec<String>,
 }
 
 /// Where the data is, and which credentials and CA to wait for.
@@ -84,6 +87,8 @@ impl TryFrom<pb::ConfigureRequest> for Orders {
             snapshot: config.snapshot,
             preload: config.preload,
             retry: config.retry,
+            preload_bandwidth: config.preload_bandwidth,
+            preload_paths: config.preload_paths,
         })
     }
 }
