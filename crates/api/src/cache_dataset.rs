@@ -143,6 +143,18 @@ pub struct Preload {
     /// first read.
     #[serde(default)]
     pub policy: PreloadPolicy,
+    /// Only these are fetched ahead of use; the rest is cached at its first read. Paths in the dataset: globs such as
+    /// `train/*.tar`, or folders that end in a slash such as `train/`. Default: everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
+    pub paths: Vec<String>,
+    /// How many bytes a second all nodes together may ask from the source ahead of use, such as `500Mi`. Reads of pods are not
+    /// slowed down by it. Default: as fast as the source gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::quantity::schema")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+        .message("bandwidth must be more than 0"))]
+    pub bandwidth: Option<Quantity>,
 }
 
 /// When data is fetched ahead of use.

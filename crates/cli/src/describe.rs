@@ -68,8 +68,18 @@ fn text(dataset: &CacheDataset) -> String {
         lines.push(("Workers", format!("{} of {} ready", c.workers.ready, c.workers.desired)));
     }
     if let Some(p) = &status.preload {
-        lines
-            .push(("Preload", format!("{} of {}, {} files failed", bytes(p.bytes_done), bytes(p.bytes_total), p.files_failed)));
+        let mut text = format!("{} of {}, {} files failed", bytes(p.bytes_done), bytes(p.bytes_total), p.files_failed);
+        if let Some(eta) = &p.eta {
+            text.push_str(&format!(", done in about {}", age_of(eta.0.duration_since(jiff::Timestamp::now()))));
+        }
+        lines.push(("Preload", text));
+        let asked = &dataset.spec.preload;
+        if !asked.paths.is_empty() {
+            lines.push(("  of", asked.paths.join(", ")));
+        }
+        if let Some(bandwidth) = &asked.bandwidth {
+            lines.push(("  at most", format!("{} bytes a second", bandwidth.0)));
+        }
     }
     if let Some(b) = status.origin_bytes {
         lines.push(("From origin", bytes(b)));
@@ -105,7 +115,11 @@ pub fn bytes(n: impl TryInto<u64>) -> String {
 
 /// As kubectl shows ages: 45s, 12m, 3h, 9d.
 pub fn age(since: jiff::Timestamp) -> String {
-    let s = jiff::Timestamp::now().duration_since(since).as_secs().max(0);
+    age_of(jiff::Timestamp::now().duration_since(since))
+}
+
+fn age_of(time: jiff::SignedDuration) -> String {
+    let s = time.as_secs().max(0);
     match s {
         0..=119 => format!("{s}s"),
         120..=7199 => format!("{}m", s / 60),

@@ -28,7 +28,7 @@ pub use pace::{Lane, Pace, Turn};
 pub use patience::Patience;
 pub use received::Received;
 pub use s3::S3;
-pub use source::Source;
+pub use source::{Globs, Source};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};

@@ -1,6 +1,6 @@
 //! How many requests go to the origin at the same time.
 //!
-//! More as long as they are answered, half as many when the origin asks for fewer. Several workers that share an origin come
+//! More as long as answers do not begin later for it, half as many when the origin asks for fewer. Several workers that share an origin come
 //! to share what it gives in that way, without knowing of each other. A time that it asks to be left alone for holds for all
 //! requests of a worker. Who waits for bytes goes before who fetches ahead of use.
 
@@ -17,6 +17,8 @@ use tokio::{sync::oneshot, time::Instant};
 const FIRST: f64 = 32.0;
 /// More than this helps no origin that answers within a second.
 const MOST: f64 = 256.0;
+/// Answers that begin so many times later than the quickest one waited for others: more requests would only wait longer.
+const QUEUED: u32 = 3;
 /// Longest time that an origin is left alone for, whatever it asks for.
 const LEAVE_ALONE: Duration = Duration::from_secs(30);
 
@@ -41,6 +43,8 @@ struct State {
     /// The origin has asked for fewer before: the limit grows slowly from then on.
     careful: bool,
     last_cut: Instant,
+    /// The shortest time in which an answer began; forgotten slowly.
+    quickest: Duration,
     alone_until: Instant,
     readers: VecDeque<oneshot::Sender<Turn>>,
     ahead: VecDeque<oneshot::Sender<Turn>>,
@@ -55,6 +59,7 @@ impl Default for State {
             background: 0,
             careful: false,
             last_cut: now,
+            quickest: Duration::MAX,
             alone_until: now,
             readers: VecDeque::new(),
             ahead: VecDeque::new(),
@@ -114,10 +119,14 @@ impl Pace {
         }
     }
 
-    /// A request that began then was answered.
-    pub(crate) fn answered(&self, began: Instant) {
+    /// A request that began then was answered; the answer began after this time.
+    pub(crate) fn answered(&self, began: Instant, after: Duration) {
         {
             let mut state = self.0.lock();
+            state.quickest = state.quickest.saturating_add(state.quickest / 1000).min(after);
+            if after > state.quickest * QUEUED {
+                return;
+            }
             // What was not used says nothing about what more of it would do.
             if began < state.last_cut || (state.running as f64) < state.limit / 2.0 {
                 return;
@@ -223,11 +232,25 @@ mod tests {
         }
         let turn = pace.turn(Lane::Background).await;
         let now = pace.clear().await;
-        pace.answered(now);
+        let quick = Duration::from_millis(10);
+        pace.answered(now, quick);
         assert_eq!(pace.limit(), 2);
-        (0..100).for_each(|_| pace.answered(now));
+        (0..100).for_each(|_| pace.answered(now, quick));
         assert_eq!(pace.limit(), 2, "one request at a time says nothing about more of them");
         drop(turn);
+    }
+
+    #[tokio::test]
+    async fn the_limit_grows_as_long_as_answers_do_not_begin_later_for_it() {
+        let pace = Pace::default();
+        let _turns = fill(&pace, Lane::Reader, 32).await;
+        let now = pace.clear().await;
+        (0..32).for_each(|_| pace.answered(now, Duration::from_millis(10)));
+        let grown = pace.limit();
+        assert!(grown > 32, "{grown}");
+        let _more = fill(&pace, Lane::Reader, grown - 32).await;
+        (0..100).for_each(|_| pace.answered(now, Duration::from_millis(50)));
+        assert_eq!(pace.limit(), grown);
     }
 
     #[tokio::test]

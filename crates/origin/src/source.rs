@@ -39,25 +39,38 @@ pub(crate) struct Resolved {
     pub globs: Globs,
 }
 
+/// Which paths are meant.
 #[derive(Clone, Debug)]
-pub(crate) struct Globs {
+pub struct Globs {
     include: Option<GlobSet>,
     exclude: GlobSet,
 }
 
 impl Globs {
+    /// Is it one of them?
+    #[must_use]
     pub fn admit(&self, path: &str) -> bool {
         self.include.as_ref().is_none_or(|g| g.is_match(path)) && !self.exclude.is_match(path)
     }
 
-    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
-        let include = if include.is_empty() { None } else { Some(set("include", include)?) };
-        Ok(Self { include, exclude: set("exclude", exclude)? })
+    pub(crate) fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
+        let include = if include.is_empty() { None } else { Some(set("source.include", include)?) };
+        Ok(Self { include, exclude: set("source.exclude", exclude)? })
+    }
+
+    /// Globs, and folders that end in a slash; none: everything. `field` is what errors name.
+    ///
+    /// # Errors
+    /// One that is no glob.
+    pub fn of_paths(field: &str, paths: &[String]) -> Result<Self, Error> {
+        let globs: Vec<_> = paths.iter().map(|p| if p.ends_with('/') { format!("{p}**") } else { p.clone() }).collect();
+        let include = if globs.is_empty() { None } else { Some(set(field, &globs)?) };
+        Ok(Self { include, exclude: GlobSet::empty() })
     }
 }
 
 fn set(field: &str, globs: &[String]) -> Result<GlobSet, Error> {
-    let invalid = |e: globset::Error| invalid(format!("source.{field}: {e}; correct the glob"));
+    let invalid = |e: globset::Error| invalid(format!("{field}: {e}; correct the glob"));
     let mut builder = GlobSetBuilder::new();
     for glob in globs {
         builder.add(GlobBuilder::new(glob).literal_separator(true).backslash_escape(true).build().map_err(invalid)?);
@@ -204,5 +217,11 @@ mod tests {
         }
         let all = Globs::new(&[], &[]).unwrap();
         assert!(all.admit("a/b"));
+        let paths = Globs::of_paths("paths", &["train/".into(), "*.json".into()]).unwrap();
+        for (path, yes) in [("train/a/b", true), ("trainer/a", false), ("x.json", true), ("val/x.json", false)] {
+            assert_eq!(paths.admit(path), yes, "{path}");
+        }
+        assert!(Globs::of_paths("paths", &[]).unwrap().admit("a"));
+        assert!(Globs::of_paths("spec.paths", &["a[".into()]).unwrap_err().to_string().contains("spec.paths"));
     }
 }

@@ -1,6 +1,7 @@
 //! The cache of a dataset on this machine: an embedded worker with its orders.
 
 use crate::dataset::Dataset;
+use larder_api::quantity;
 use larder_cache::Floor;
 use larder_origin::Access;
 use larder_proto::control::v1::{self as pb, Phase};
@@ -74,6 +75,8 @@ impl Cache {
             generation: "local".to_owned(),
             source: Some(dataset.source()),
             quota_bytes: dataset.quota,
+            preload_paths: dataset.spec.preload.paths.clone(),
+            preload_bandwidth: dataset.spec.preload.bandwidth.as_ref().and_then(quantity::bytes).unwrap_or(0),
             ..pb::Config::default()
         };
         Ok(Self { worker, config, listing: dataset.listing() })

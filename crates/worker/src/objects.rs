@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use larder_cache::{CHUNK, CacheError, Checked, Keep, Object, ReadError};
 use larder_core::key::ObjectKey;
-use larder_origin::{Error as OriginError, Lane, Reason};
+use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
 use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
 
@@ -172,6 +172,8 @@ async fn pieces(
 
 async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Checked, Refusal> {
     let fetch = fetcher(worker, at, stand_in, Lane::Reader);
+    let missing = !worker.cache.has(&at.key, &range);
+    let _reader = missing.then(|| worker.wanted.read(at.key, range.start / CHUNK * CHUNK));
     let object = Object { key: at.key, size: at.size, keep: if worker.holds(&at.key) { Keep::Own } else { Keep::Copy } };
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
         Ok(checked) => Ok(checked),
@@ -202,7 +204,7 @@ pub(crate) fn fetcher(
                 return Ok(bytes);
             }
             copies::at_origin(&worker, at.key, &range);
-            let _turn = worker.pace.turn(lane).await;
+            let _turn = turn(&worker, lane, at.key, &range).await;
             let read = async {
                 let origin = worker.connections.now()?.origin_of(&at.origin)?;
                 origin.read_range(&at.path, &at.version, range).await
@@ -215,6 +217,24 @@ pub(crate) fn fetcher(
                 }
             })
         })
+    }
+}
+
+/// The right to ask the origin for a chunk. Ahead of use it is waited for as long as need be, until someone reads the chunk.
+async fn turn(worker: &Worker, lane: Lane, key: ObjectKey, range: &Range<u64>) -> Turn {
+    if lane == Lane::Reader {
+        return worker.pace.turn(lane).await;
+    }
+    let guest = worker.wanted.ahead(key, range.start);
+    let patient = async {
+        let per_second = worker.orders.borrow().as_ref().map_or(0, |o| o.preload_bandwidth);
+        worker.bandwidth.take(range.end - range.start, per_second).await;
+        worker.pace.turn(lane).await
+    };
+    tokio::select! {
+        biased;
+        turn = patient => turn,
+        () = guest.reader() => worker.pace.turn(Lane::Reader).await,
     }
 }
 

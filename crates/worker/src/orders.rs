@@ -17,6 +17,9 @@ pub(crate) struct Orders {
     pub retry: u64,
     /// On how many members each file is kept; 0, of orders from before there was such a number, means 1.
     pub replicas: u32,
+    /// Bytes a second, 0: no limit.
+    pub preload_bandwidth: u64,
+    pub preload_paths: Vec<String>,
 }
 
 /// Where the data is, and which credentials and CA to wait for.
@@ -87,6 +90,8 @@ impl TryFrom<pb::ConfigureRequest> for Orders {
             preload: config.preload,
             retry: config.retry,
             replicas: config.replicas,
+            preload_bandwidth: config.preload_bandwidth,
+            preload_paths: config.preload_paths,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What the worker says about itself: listing, preload, problems.
 
-use crate::folder;
+use crate::{folder, jobs::preload::Speed};
 use larder_cache::CacheError;
 use larder_proto::control::v1 as pb;
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ pub(crate) mod reasons {
     pub const CREDENTIALS_INVALID: &str = "CredentialsInvalid";
     pub const SNAPSHOT_UNAVAILABLE: &str = "SnapshotUnavailable";
     pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+    pub const DOES_NOT_FIT: &str = "DoesNotFit";
     pub const DISK_FULL: &str = "DiskFull";
     pub const DISK_FAILED: &str = "DiskFailed";
     pub const DATA_CORRUPTED: &str = "DataCorrupted";
@@ -93,6 +94,11 @@ pub(crate) struct Progress {
     pub files_total: AtomicU64,
     pub files_done: AtomicU64,
     pub files_failed: AtomicU64,
+    /// Requests that it takes from the start of this attempt.
+    pub gets: AtomicU64,
+    /// The totals are known.
+    pub planned: AtomicBool,
+    speed: Arc<Speed>,
     /// Fetches that succeeded.
     pub fetches: AtomicU64,
     /// Nothing comes from the origin just now.
@@ -116,6 +122,9 @@ impl Progress {
             files_total: copy(&self.files_total),
             files_done: copy(&self.files_done),
             files_failed: copy(&self.files_failed),
+            gets: copy(&self.gets),
+            planned: AtomicBool::new(self.planned.load(Relaxed)),
+            speed: Arc::clone(&self.speed),
             ending: Mutex::new(self.ending.lock().clone()),
             ..Self::default()
         })
@@ -154,11 +163,18 @@ impl Progress {
         let bytes_total = self.bytes_total.load(Relaxed);
         // All of them are there when every file is whole and durable, not when the last byte has come.
         let most = if phase == pb::Phase::Succeeded { bytes_total } else { bytes_total.saturating_sub(1) };
+        let bytes_done = self.bytes_done.load(Relaxed).min(most);
+        let left =
+            self.speed.left(Instant::now(), bytes_done, bytes_total - bytes_done).filter(|_| phase == pb::Phase::Running);
         pb::Preload {
             snapshot: self.snapshot.clone(),
             phase: phase.into(),
             bytes_total,
-            bytes_done: self.bytes_done.load(Relaxed).min(most),
+            bytes_done,
+            planned: self.planned.load(Relaxed),
+            gets: self.gets.load(Relaxed).saturating_sub(self.fetches.load(Relaxed)),
+            // A second at least: it is not done.
+            eta_seconds: left.map(|left| left.as_secs().max(1)),
             files_total: self.files_total.load(Relaxed),
             files_done: self.files_done.load(Relaxed),
             files_failed: self.files_failed.load(Relaxed),

@@ -517,14 +517,74 @@ async fn a_full_quota_holds_the_preload_up_and_fails_no_read() {
     let config = pb::Config { snapshot: snapshot.clone(), preload: true, quota_bytes: 6 << 20, ..orders(&server) };
     node.configure(config.clone()).await;
     let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
-    assert_eq!(preload.problem.unwrap().reason, "QuotaExceeded");
-    assert_eq!(preload.files_failed, 1);
+    let problem = preload.problem.unwrap();
+    assert_eq!(problem.reason, "DoesNotFit");
+    for said in [size(&files).to_string().as_str(), "6291456", "spec.cache.tiers[].quota", node.dir.to_str().unwrap()] {
+        assert!(problem.message.contains(said), "{}", problem.message);
+    }
+    // What fits comes all the same.
+    node.until(|s| s.preload.filter(|p| p.files_failed == 1 && p.files_done + 1 == files.len() as u64)).await;
     read_all(&cluster, &snapshot, &files).await;
     let status = node.status().await;
     assert!(status.cached_bytes <= 6 << 20);
     assert_eq!(status.problems[0].reason, "QuotaExceeded");
     node.configure(pb::Config { quota_bytes: 0, ..config }).await;
     node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_paths_that_are_named_are_preloaded_and_the_rest_is_read_on_demand() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    let config = |paths: &[&str]| {
+        let preload_paths = paths.iter().map(|p| (*p).to_owned()).collect();
+        pb::Config { snapshot: snapshot.clone(), preload: true, preload_paths, ..orders(&server) }
+    };
+    node.configure(config(&["train/["])).await;
+    let problem = node.until(|s| s.preload?.problem).await;
+    assert!(problem.message.contains("spec.preload.paths"), "{problem:?}");
+    node.configure(config(&["train/0/", "big.*"])).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    let named =
+        files.iter().filter(|(path, _)| path.starts_with("train/0/") || *path == "big.bin").map(|(_, b)| b.len() as u64);
+    assert_eq!((preload.planned, preload.bytes_total), (true, named.clone().sum()));
+    assert_eq!((preload.files_done, preload.gets), (named.count() as u64, 0));
+    assert_eq!(server.seen().bytes, preload.bytes_total);
+    read_all(&cluster, &snapshot, &files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preload_keeps_to_its_bandwidth_says_when_it_ends_and_makes_no_reader_wait() {
+    let server = FakeS3::start().await;
+    let content = Bytes::from(vec![3; 2 << 20]);
+    let files: BTreeMap<_, _> = (0..8).map(|n| (format!("{n}"), content.clone())).collect();
+    files.iter().for_each(|(path, bytes)| server.put(&format!("demo/{path}"), bytes.clone()));
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    // The first goes at once, the other seven take half a second each.
+    let config = pb::Config { snapshot: snapshot.clone(), preload: true, preload_bandwidth: 4 << 20, ..orders(&server) };
+    node.configure(config).await;
+    let eta = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Running)?.eta_seconds).await;
+    assert!((1..=5).contains(&eta), "{eta}");
+    let reading = std::time::Instant::now();
+    read_all(&cluster, &snapshot, &files).await;
+    assert!(reading.elapsed() < Duration::from_millis(1200), "readers waited with the preload: {:?}", reading.elapsed());
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    assert_eq!(server.seen().bytes, size(&files), "nothing was fetched twice");
+    drop(cluster);
+
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    let config = pb::Config { snapshot, preload: true, preload_bandwidth: 8 << 20, ..orders(&server) };
+    let began = std::time::Instant::now();
+    node.configure(config).await;
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    assert!(began.elapsed() >= Duration::from_millis(1700), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

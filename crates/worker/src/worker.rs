@@ -5,10 +5,12 @@ use crate::{
     connection::{Connections, Keys},
     copies::AtOrigin,
     folder::{self, Folder, FolderError, State},
+    jobs::preload::Bandwidth,
     kept::Kept,
     metrics::Metrics,
     orders::Orders,
     report::{Report, Topic, folder_problem},
+    wanted::Wanted,
 };
 use larder_cache::{Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
@@ -58,6 +60,10 @@ pub(crate) struct Worker {
     pub connections: Connections,
     pub received: Arc<Received>,
     pub pace: Pace,
+    /// KiB that may be in flight ahead of reads.
+    pub ahead: Semaphore,
+    pub bandwidth: Bandwidth,
+    pub wanted: Wanted,
     pub peers: larder_peer::Client,
     pub security: Security,
     pub roster: watch::Receiver<Arc<Roster>>,
@@ -130,6 +136,9 @@ impl Worker {
             connections: Connections::new(),
             received,
             pace: Pace::default(),
+            ahead: Semaphore::new(((settings.in_flight / 8 * 5) >> 10) as usize),
+            bandwidth: Bandwidth::new(),
+            wanted: Wanted::default(),
             roster,
             report: Report::default(),
             metrics,

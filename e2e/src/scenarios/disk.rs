@@ -32,9 +32,9 @@ pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     named.wait_reason("Ready", "DiskFull", "free space", WAIT)?;
 
     disk(&format!("mount -o remount,size=10g {SPARE_TIER}"))?;
-    named.wait_reason("Preloaded", "DiskFull", SPARE_TIER, WAIT)?;
+    named.wait_reason("Preloaded", "DoesNotFit", SPARE_TIER, WAIT)?;
     named.wait("Ready", WAIT)?;
-    named.wait_reason("Preloaded", "DiskFull", "free space", WAIT)?;
+    named.wait_reason("Preloaded", "DoesNotFit", "free space", WAIT)?;
     named.read_everywhere(&manifest, WAIT)?;
     named.remove_readers(WAIT)?;
     no_worker_has_crashed(&named)?;
@@ -53,7 +53,7 @@ pub(super) fn a_quota_that_is_too_small_is_named_and_heals(lab: &Lab) -> Result<
     let right = named.yaml()?;
     lab.cluster.create_namespace(named.namespace)?;
     lab.cluster.apply(&right.replace("quota: 5Gi", "quota: 100Ki"))?;
-    named.wait_reason("Preloaded", "QuotaExceeded", "spec.cache.tiers[].quota", WAIT)?;
+    named.wait_reason("Preloaded", "DoesNotFit", "spec.cache.tiers[].quota", WAIT)?;
     named.wait("Ready", WAIT)?;
     named.read_everywhere(&manifest, WAIT)?;
     named.remove_readers(WAIT)?;

@@ -100,6 +100,20 @@ fn credentials_are_a_secret_or_anonymous_and_not_both() {
 }
 
 #[test]
+fn the_bandwidth_of_a_preload_is_more_than_nothing() {
+    for good in [json!("500Mi"), json!(1_000_000)] {
+        assert_eq!(
+            refusals(&with("/spec/preload", json!({ "bandwidth": good.clone() })), None),
+            Vec::<String>::new(),
+            "{good}"
+        );
+    }
+    for bad in [json!("0"), json!(0), json!("-1Mi")] {
+        is_refused(&with("/spec/preload", json!({ "bandwidth": bad })), "bandwidth must be more than 0");
+    }
+}
+
+#[test]
 fn the_quota_is_more_than_nothing() {
     for good in [json!("1"), json!("1.5Gi"), json!(4096)] {
         assert_eq!(refusals(&with("/spec/cache/tiers/0/quota", good.clone()), None), Vec::<String>::new(), "{good}");

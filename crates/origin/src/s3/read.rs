@@ -10,7 +10,7 @@ use crate::{Error, Reason};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use object_store::{GetOptions, GetRange, ObjectStore as _, path::Path};
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
 
 /// An answer that brings less than this within the time for silence is broken off: 3 KiB/s.
@@ -36,8 +36,8 @@ impl S3 {
         loop {
             let began = tries.begin().await;
             match self.attempt(&wanted, &mut got, &mut tries).await {
-                Ok(()) => {
-                    self.pace.answered(began);
+                Ok(began_after) => {
+                    self.pace.answered(began, began_after);
                     return Ok(got.freeze());
                 }
                 Err(failure) => tries.again(began, failure).await?,
@@ -45,8 +45,9 @@ impl S3 {
         }
     }
 
-    /// Adds what is missing.
-    async fn attempt(&self, wanted: &Wanted<'_>, got: &mut BytesMut, tries: &mut Tries<'_>) -> Result<(), Failure> {
+    /// Adds what is missing. Gives the time after which the answer began.
+    async fn attempt(&self, wanted: &Wanted<'_>, got: &mut BytesMut, tries: &mut Tries<'_>) -> Result<Duration, Failure> {
+        let asked = Instant::now();
         let what = Action::Read { key: wanted.key };
         let odd = |text: &str| Failure { error: classify::odd(&self.source, what, text), again: Again::Later };
         let trace = Trace::default();
@@ -58,6 +59,7 @@ impl S3 {
         options.extensions.insert(trace.clone());
         let failed = |e: &object_store::Error| classify::failure(&self.source, what, &trace.take(), e);
         let answer = self.store.get_opts(&wanted.location, options).await.map_err(|e| failed(&e))?;
+        let began_after = asked.elapsed();
         // Not every server heeds If-Match.
         if answer.meta.e_tag.as_deref().map(quoted) != Some(quoted(wanted.version)) {
             return Err(Failure { error: classify::changed(&self.source, wanted.key), again: Again::Never });
@@ -83,7 +85,7 @@ impl S3 {
                 (looked, since) = (Instant::now(), 0);
             }
         }
-        if got.len() < len { Err(odd("sent fewer bytes than asked for")) } else { Ok(()) }
+        if got.len() < len { Err(odd("sent fewer bytes than asked for")) } else { Ok(began_after) }
     }
 }
 

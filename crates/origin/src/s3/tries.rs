@@ -62,7 +62,7 @@ impl<'a> Tries<'a> {
         let Failure { error, again } = failure;
         let (limit, at_least) = match again {
             Again::Never => {
-                self.pace.answered(began);
+                self.pace.answered(began, began.elapsed());
                 return Err(error);
             }
             Again::Soon => (self.patience.nobody_there, Duration::ZERO),

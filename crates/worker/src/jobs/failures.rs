@@ -21,11 +21,11 @@ struct Told {
 }
 
 impl Failures {
-    /// Gives how many there are.
-    pub fn add(&self, path: &str, problem: Problem) -> u64 {
+    /// Gives how many there are. `news`: not told by an attempt before this one.
+    pub fn add(&self, path: &str, problem: Problem, news: bool) -> u64 {
         let mut told = self.0.lock();
         told.count += 1;
-        if told.count <= LOGGED {
+        if news && told.count <= LOGGED {
             tracing::warn!(path, reason = problem.reason, message = problem.message, "a file could not be fetched");
         }
         if told.first.is_none() {
@@ -66,11 +66,11 @@ mod tests {
     fn the_first_is_told_in_full_some_others_by_name_and_the_rest_by_number() {
         assert_eq!(Failures::default().told(), (0, None));
         let one = Failures::default();
-        assert_eq!(one.add("a", problem("Changed")), 1);
+        assert_eq!(one.add("a", problem("Changed"), true), 1);
         assert_eq!(one.told(), (1, Some(problem("Changed"))));
         let many = Failures::default();
         for n in 0..20 {
-            many.add(&format!("f{n}"), problem(if n == 0 { "Changed" } else { "AccessDenied" }));
+            many.add(&format!("f{n}"), problem(if n == 0 { "Changed" } else { "AccessDenied" }), true);
         }
         let (count, told) = many.told();
         let told = told.unwrap();

@@ -1,5 +1,11 @@
 //! Fetches this worker's share of a snapshot: the files that this node owns, and those that it keeps a replica of.
 
+mod bandwidth;
+mod speed;
+
+pub(crate) use bandwidth::Bandwidth;
+pub(crate) use speed::Speed;
+
 use super::{Pause, goal_changed};
 use crate::{
     catalogs::Open,
@@ -10,9 +16,9 @@ use crate::{
     worker::{Located, Worker, locate},
 };
 use futures::StreamExt as _;
-use larder_cache::{Keep, Object, ReadError};
+use larder_cache::{CHUNK, Keep, Object, ReadError};
 use larder_core::{catalog::CatalogError, placement::Members};
-use larder_origin::{Error as OriginError, Lane};
+use larder_origin::{Error as OriginError, Globs, Lane};
 use larder_proto::control::v1::{Phase, Problem};
 use std::{
     collections::HashSet,
@@ -23,15 +29,14 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Files fetched at the same time: small ones wait for the origin, not for bytes, and need many.
-const FILES: usize = 32;
-/// Chunks of one file at the same time; what is in flight altogether is the cache's bound.
-const CHUNKS: usize = 8;
+/// Files fetched at the same time. Small ones wait for the origin, not for bytes, and need many; how many requests go at once is
+/// the pace's to say.
+const FILES: usize = 128;
 /// Files looked up ahead.
-const AHEAD: usize = 64;
+const AHEAD: usize = 256;
 /// Times that a file is tried while the origin is away, each a minute or so. Then others are, which may fare better.
 const ROUNDS: u32 = 3;
 /// After a file that failed while nothing came from the origin.
@@ -44,16 +49,18 @@ struct Goal {
     quota: u64,
     retry: u64,
     replicas: u32,
+    paths: Vec<String>,
 }
 
 fn goal(orders: &Orders) -> Option<Goal> {
-    let Orders { snapshot, source, retry, quota_bytes, preload, replicas, .. } = orders;
+    let Orders { snapshot, source, retry, quota_bytes, preload, replicas, preload_paths, .. } = orders;
     (*preload && !snapshot.is_empty()).then(|| Goal {
         snapshot: snapshot.clone(),
         source: source.clone(),
         quota: *quota_bytes,
         retry: *retry,
         replicas: (*replicas).max(1),
+        paths: preload_paths.clone(),
     })
 }
 
@@ -91,15 +98,29 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
         // Nobody owns anything yet.
         return std::future::pending().await;
     }
-    let share = Share { worker: Arc::clone(worker), catalog, members: members.clone(), replicas: goal.replicas };
+    let paths = match Globs::of_paths("spec.preload.paths", &goal.paths) {
+        Ok(paths) => paths,
+        Err(e) => {
+            progress.end(Phase::Failed, Some(origin_problem(&e)));
+            return std::future::pending().await;
+        }
+    };
+    let share = Share {
+        worker: Arc::clone(worker),
+        catalog,
+        members: members.clone(),
+        replicas: goal.replicas,
+        paths,
+        quota: goal.quota,
+    };
+    let mut first = true;
     let mut pause = Pause::new();
-    let mut made_room = false;
     // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
     let mut progress = progress;
     let mut damages = worker.cache.damages();
     loop {
         damages.mark_unchanged();
-        match attempt(&share, &progress, &goal.source).await {
+        match attempt(&share, &progress, &goal.source, std::mem::take(&mut first)).await {
             Ok(()) => {
                 progress.end(Phase::Succeeded, None);
                 if damages.changed().await.is_err() {
@@ -108,24 +129,7 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
                 progress = share.count_again(&progress);
                 continue;
             }
-            Err(p) => {
-                let full = [reasons::QUOTA_EXCEEDED, reasons::DISK_FULL].contains(&p.reason.as_str());
-                if full && !made_room {
-                    made_room = true;
-                    match share.make_room().await {
-                        Ok(0) => {}
-                        Ok(files) => {
-                            tracing::info!(
-                                files,
-                                "removed files that are not in this node's share of the snapshot, for those that are"
-                            );
-                            continue;
-                        }
-                        Err(e) => tracing::warn!(reason = e.reason, message = e.message, "make room for the share"),
-                    }
-                }
-                progress.end(Phase::Failed, Some(p));
-            }
+            Err(p) => progress.end(Phase::Failed, Some(p)),
         }
         pause.wait().await;
         progress = share.count_again(&progress);
@@ -133,10 +137,15 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
 }
 
 /// All files once; those that failed, if any is still missing afterwards.
-async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Result<(), Problem> {
+async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first: bool) -> Result<(), Problem> {
     share.measure(progress).await?;
     if progress.files_done.load(Relaxed) == progress.files_total.load(Relaxed) {
         return Ok(());
+    }
+    let too_large = share.fit(progress).await?;
+    if let Some(p) = &too_large {
+        // Before the first byte is asked for. What fits comes all the same.
+        progress.end(Phase::Failed, Some(p.clone()));
     }
     let held_up = |p| progress.end(Phase::Failed, Some(p));
     share.worker.connections.exactly_or(source, &share.worker.report, held_up).await;
@@ -145,10 +154,10 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Re
     let failures = Failures::default();
     ReceiverStream::new(missing)
         .for_each_concurrent(FILES, |at| {
-            let failures = &failures;
+            let (failures, too_large) = (&failures, &too_large);
             async move {
                 if let Err(p) = pursue_file(&share.worker, &at, progress).await {
-                    let count = failures.add(&at.path, p);
+                    let count = failures.add(&at.path, p, first && too_large.is_none());
                     progress.files_failed.fetch_max(count, Relaxed);
                 }
             }
@@ -158,7 +167,7 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Re
     scanned.map_err(|e| unusable(share, &e))?;
     let (count, problem) = failures.told();
     progress.files_failed.store(count, Relaxed);
-    problem.map_or(Ok(()), Err)
+    too_large.filter(|_| count > 0).or(problem).map_or(Ok(()), Err)
 }
 
 /// Fetches one file. An origin that is away is waited for; a file that cannot be had is left to the next attempt.
@@ -205,7 +214,8 @@ async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> 
         }
     };
     let object = Object { key: at.key, size: at.size, keep: Keep::Own };
-    let filled = worker.cache.fill(&object, CHUNKS, counting).await;
+    let (_in_flight, parallel) = in_flight(worker, at.size).await;
+    let filled = worker.cache.fill(&object, parallel, counting).await;
     // Chunks that readers had fetched count as well; those of a file that failed do not.
     let counted = counted.load(Relaxed);
     if filled.is_ok() {
@@ -215,6 +225,23 @@ async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> 
         progress.bytes_done.fetch_sub(counted, Relaxed);
     }
     filled
+}
+
+/// Room in memory for as many chunks of a file as there is, at least for one. Whoever reads one of them does not have to wait
+/// behind others then.
+async fn in_flight(worker: &Worker, size: u64) -> (Option<SemaphorePermit<'_>>, usize) {
+    let kib = |bytes: u64| bytes.div_ceil(1024) as u32;
+    let mut sizes = (0..size.div_ceil(CHUNK)).map(|n| kib(CHUNK.min(size - n * CHUNK)));
+    let Some(first) = sizes.next() else { return (None, 1) };
+    // An error means a closed semaphore, and this one never is.
+    let Ok(mut held) = worker.ahead.acquire_many(first).await else { return (None, 1) };
+    let mut chunks = 1;
+    for size in sizes {
+        let Ok(more) = worker.ahead.try_acquire_many(size) else { break };
+        held.merge(more);
+        chunks += 1;
+    }
+    (Some(held), chunks)
 }
 
 fn unusable(share: &Share, e: &CatalogError) -> Problem {
@@ -232,6 +259,8 @@ struct Share {
     catalog: Open,
     members: Members,
     replicas: u32,
+    paths: Globs,
+    quota: u64,
 }
 
 impl Share {
@@ -239,7 +268,8 @@ impl Share {
     fn walk(&self, mut each: impl FnMut(Located) -> ControlFlow<()>) -> Result<(), CatalogError> {
         for index in self.catalog.file_indices() {
             let Some(at) = locate(&self.catalog, index?)? else { continue };
-            if self.members.holds(&at.key, &self.worker.node, self.replicas) && each(at).is_break() {
+            let held = self.members.holds(&at.key, &self.worker.node, self.replicas);
+            if held && self.paths.admit(&at.path) && each(at).is_break() {
                 break;
             }
         }
@@ -250,13 +280,15 @@ impl Share {
     async fn measure(&self, progress: &Arc<Progress>) -> Result<(), Problem> {
         let (share, counted) = (self.clone(), Arc::clone(progress));
         let measured = tokio::task::spawn_blocking(move || {
-            let (mut files, mut bytes, mut files_here, mut bytes_here) = (0, 0, 0, 0);
+            let (mut files, mut bytes, mut files_here, mut bytes_here, mut gets) = (0, 0, 0, 0, 0);
             let walked = share.walk(|at| {
                 files += 1;
                 bytes += at.size;
                 if share.worker.cache.contains(&at.key) {
                     files_here += 1;
                     bytes_here += at.size;
+                } else {
+                    gets += at.size.div_ceil(CHUNK);
                 }
                 ControlFlow::Continue(())
             });
@@ -264,9 +296,41 @@ impl Share {
             counted.bytes_total.store(bytes, Relaxed);
             counted.files_done.store(files_here, Relaxed);
             counted.bytes_done.store(bytes_here, Relaxed);
+            counted.gets.store(gets, Relaxed);
+            counted.planned.store(walked.is_ok(), Relaxed);
             walked
         });
         measured.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))
+    }
+
+    /// Is there room for what is missing, once what nobody owns has made some? Else what is lacking.
+    async fn fit(&self, progress: &Progress) -> Result<Option<Problem>, Problem> {
+        let total = progress.bytes_total.load(Relaxed);
+        let missing = total.saturating_sub(progress.bytes_done.load(Relaxed));
+        if missing <= self.room().await? {
+            return Ok(None);
+        }
+        let files = self.make_room().await?;
+        if files > 0 {
+            tracing::info!(files, "removed files that are not in this node's share of the snapshot, for those that are");
+        }
+        let room = self.room().await?;
+        Ok((missing > room).then(|| {
+            let text = format!(
+                "the share to preload is {total} bytes, {missing} of them are missing and {room} have room in {} (quota {}); raise spec.cache.tiers[].quota, free space on this disk, add nodes, or name less in spec.preload.paths; what does not fit is read on demand",
+                self.worker.folder.path().display(),
+                self.quota
+            );
+            problem(reasons::DOES_NOT_FIT, text)
+        }))
+    }
+
+    /// Bytes that the disk and the quota can take, those that files on their way have already included.
+    async fn room(&self) -> Result<u64, Problem> {
+        let worker = Arc::clone(&self.worker);
+        let room =
+            tokio::task::spawn_blocking(move || Ok(worker.cache.room()?.saturating_add(worker.cache.usage().fill_bytes)));
+        room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| cache_problem(&e))
     }
 
     /// Sends what is not here yet, as fast as it is taken; stops when nobody takes it any more.

@@ -260,7 +260,11 @@ fn preload(f: &Facts<'_>) -> Verdict {
         return Verdict::Unknown(Cause::new(reasons::preload::WAITING_FOR_SNAPSHOT, message));
     };
     if sum.is_complete() {
-        let message = format!("{} files, {} are cached", snapshot.files, bytes(snapshot.bytes));
+        let message = if f.dataset.spec.preload.paths.is_empty() {
+            format!("{} files, {} are cached", snapshot.files, bytes(snapshot.bytes))
+        } else {
+            format!("what spec.preload.paths names, {}, is cached", bytes(sum.bytes_total))
+        };
         return Verdict::True(Cause::new(reasons::preload::COMPLETE, message));
     }
     let mut failed = sum.failed.iter().map(|(node, problem)| match problem {
@@ -292,8 +296,12 @@ fn preload(f: &Facts<'_>) -> Verdict {
         let message = format!("complete when {} was last heard from", list(sum.silent.clone()));
         return Verdict::True(Cause::new(reasons::preload::COMPLETE, message));
     }
-    let total = snapshot.bytes.max(sum.bytes_total);
+    let counted = sum.planned == sum.members;
+    let total = if counted { sum.bytes_total } else { snapshot.bytes };
     let mut message = format!("{} of {}", bytes(sum.bytes_done), bytes(total));
+    if counted {
+        message.push_str(&format!("; {} more requests to the source", sum.gets));
+    }
     if !sum.silent.is_empty() {
         message.push_str(&format!("; waiting for {}", list(sum.silent.clone())));
     }
@@ -314,7 +322,8 @@ fn ready(f: &Facts<'_>, pods: &Verdict, snapshot: &Verdict, preload: &Verdict) -
     }
     let mut message = "pods can read".to_owned();
     match preload {
-        Verdict::True(_) => message.push_str("; everything is cached"),
+        Verdict::True(_) if f.dataset.spec.preload.paths.is_empty() => message.push_str("; everything is cached"),
+        Verdict::True(cause) => message.push_str(&format!("; {}", cause.message)),
         Verdict::False(cause) if cause.reason == reasons::preload::NOT_REQUESTED => {
             message.push_str("; files are cached at their first read");
         }

@@ -19,6 +19,7 @@ use larder_api::{
     conditions::{reasons, types},
     labels, quantity,
 };
+use larder_core::placement::{Member, Members};
 use larder_proto::control::v1::{Config, Source};
 use prost::Message as _;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -129,7 +130,7 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
         snapshot: progress.published.clone(),
     };
 
-    let orders = if inputs.block { vec![] } else { orders(dataset, observed, &inputs, &listing_id, &progress) };
+    let orders = if inputs.block { vec![] } else { orders(dataset, observed, &inputs, &listing_id, &progress, &members) };
     let told = format!("{}.{}", inputs.credentials_generation, inputs.ca_generation);
     let requeue = requeue(&status, &progress, !orders.is_empty(), inputs.cause.is_some());
     let has_workers = observed.daemon_set.is_some();
@@ -310,6 +311,7 @@ fn orders(
     inputs: &Inputs<'_>,
     listing_id: &str,
     progress: &snapshot::Progress,
+    members: &Members,
 ) -> Vec<(String, IpAddr, Config)> {
     let source = &dataset.spec.source;
     let quota = dataset.spec.cache.tiers.first().map(|t| quantity::bytes(&t.quota).unwrap_or(u64::MAX));
@@ -332,7 +334,10 @@ fn orders(
         preload: dataset.spec.preload.policy == PreloadPolicy::OnCreate,
         retry: dataset.annotations().get(labels::RETRY).and_then(|r| r.parse().ok()).unwrap_or(0),
         replicas: dataset.spec.cache.copies(),
+        preload_bandwidth: 0,
+        preload_paths: dataset.spec.preload.paths.clone(),
     };
+    let bandwidth = dataset.spec.preload.bandwidth.as_ref().and_then(quantity::bytes);
     let mut orders = vec![];
     for worker in observed.workers.iter().filter(|w| w.ready) {
         let (Some(address), Some(Ok(status))) = (worker.address, observed.statuses.get(&worker.node)) else { continue };
@@ -342,12 +347,21 @@ fn orders(
         if lists {
             config.listing_id = listing_id.to_owned();
         }
+        config.preload_bandwidth = bandwidth.map_or(0, |all| bandwidth_of(&worker.node, all, members));
         config.generation = blake3::hash(&config.encode_to_vec()).to_hex()[..16].to_owned();
         if status.generation != config.generation {
             orders.push((worker.node.clone(), address, config));
         }
     }
     orders
+}
+
+/// A member's part of the bandwidth: as much of it as of the data. Never 0, which means no limit.
+fn bandwidth_of(node: &str, all: u64, members: &Members) -> u64 {
+    let weight = |m: &Member| u128::from(m.weight);
+    let sum: u128 = members.members.iter().map(weight).sum();
+    let own = members.members.iter().find(|m| m.node == node).map_or(0, weight);
+    u64::try_from(u128::from(all) * own / sum.max(1)).unwrap_or(u64::MAX).max(1)
 }
 
 /// Pods that were not told yet of the copies that are in place now.

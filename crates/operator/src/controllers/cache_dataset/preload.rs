@@ -13,6 +13,12 @@ pub(super) struct Progress {
     pub bytes_done: u64,
     pub bytes_total: u64,
     pub files_failed: u64,
+    /// Members that have counted their share.
+    pub planned: usize,
+    /// Requests to the origin that it takes from here on.
+    pub gets: u64,
+    /// Time until the last member is done; `None`: one of them does not know.
+    pub eta_seconds: Option<u64>,
     /// Members that have their share.
     pub done: usize,
     /// Members whose share could not be fetched, with the first reason.
@@ -31,13 +37,22 @@ impl Progress {
 
 /// Sums over the members.
 pub(super) fn progress(snapshot: &str, members: &Members, statuses: &Statuses) -> Progress {
-    let mut sum = Progress { members: members.members.len(), ..Progress::default() };
+    let mut sum = Progress { members: members.members.len(), eta_seconds: Some(0), ..Progress::default() };
     for member in &members.members {
         let Some(Ok(status)) = statuses.get(&member.node) else {
             sum.silent.push(member.node.clone());
+            sum.eta_seconds = None;
             continue;
         };
-        let Some(preload) = status.preload.as_ref().filter(|p| p.snapshot == snapshot) else { continue };
+        let Some(preload) = status.preload.as_ref().filter(|p| p.snapshot == snapshot) else {
+            sum.eta_seconds = None;
+            continue;
+        };
+        sum.planned += usize::from(preload.planned);
+        sum.gets += preload.gets;
+        if preload.phase() != Phase::Succeeded {
+            sum.eta_seconds = sum.eta_seconds.zip(preload.eta_seconds).map(|(a, b)| a.max(b));
+        }
         sum.bytes_done += preload.bytes_done;
         sum.bytes_total += preload.bytes_total;
         sum.files_failed += preload.files_failed;
@@ -67,28 +82,21 @@ pub(super) fn status(
 ) -> PreloadStatus {
     let started = prior.and_then(|p| p.start_time.clone()).unwrap_or(Time(now));
     // Until every member has counted its share, the snapshot's size is the better total.
-    let counted = sum.silent.is_empty() && sum.bytes_total >= snapshot.bytes;
-    let bytes_total = if counted || sum.is_complete() { sum.bytes_total } else { snapshot.bytes };
+    let bytes_total = if sum.planned == sum.members || sum.is_complete() { sum.bytes_total } else { snapshot.bytes };
     let completion_time = sum.is_complete().then(|| prior.and_then(|p| p.completion_time.clone()).unwrap_or(Time(now)));
     let running = completion_time.is_none() && sum.failed.is_empty();
     PreloadStatus {
         bytes_done: sum.bytes_done,
         bytes_total,
         files_failed: sum.files_failed,
-        eta: running.then(|| eta(started.0, now, sum.bytes_done, bytes_total)).flatten(),
+        eta: sum.eta_seconds.filter(|_| running).and_then(|s| eta(now, s)),
         start_time: Some(started),
         completion_time,
     }
 }
 
-/// When it ends at the speed since the start.
-fn eta(started: Timestamp, now: Timestamp, done: u64, total: u64) -> Option<Time> {
-    let elapsed = now.duration_since(started).as_secs();
-    if elapsed <= 0 || done == 0 || total < done {
-        return None;
-    }
-    let left = u128::from(total - done) * u128::try_from(elapsed).ok()? / u128::from(done);
-    now.checked_add(jiff::SignedDuration::from_secs(i64::try_from(left).ok()?)).ok().map(Time)
+fn eta(now: Timestamp, seconds: u64) -> Option<Time> {
+    now.checked_add(jiff::SignedDuration::from_secs(i64::try_from(seconds).ok()?)).ok().map(Time)
 }
 
 /// `status.cache`.
@@ -102,7 +110,7 @@ pub(super) fn cache_status(
     let bytes: u64 = answers().map(|s| s.cached_bytes).sum();
     let percent = match snapshot {
         None => 0,
-        Some(_) if preload.is_some_and(Progress::is_complete) => 100,
+        Some(s) if preload.is_some_and(|p| p.is_complete() && p.bytes_total >= s.bytes) => 100,
         Some(s) if s.bytes == 0 => 100,
         // What is cached may be of an older snapshot, so that the sum alone never says "all".
         Some(s) => (u128::from(bytes) * 100 / u128::from(s.bytes)).min(if preload.is_some() { 99 } else { 100 }) as u32,
@@ -140,15 +148,34 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_estimated_from_the_speed_so_far() {
+    fn the_end_is_when_the_last_member_ends_and_nobody_guesses_for_one_that_does_not_know() {
         let snapshot = snapshot_status("l", "d");
-        let sum = Progress { bytes_done: 250, bytes_total: 1000, members: 1, ..Progress::default() };
-        let first = status(&sum, None, &snapshot, now());
-        assert_eq!((first.start_time.clone(), first.eta.clone()), (Some(Time(now())), None));
-        let later = now() + SignedDuration::from_secs(10);
-        let second = status(&sum, Some(&first), &snapshot, later);
-        assert_eq!(second.eta, Some(Time(later + SignedDuration::from_secs(30))));
-        assert_eq!(second.start_time, Some(Time(now())));
+        let both = members(&["a", "b"]);
+        let with = |eta_seconds| {
+            let mut status = preload_of("d", Phase::Running, 10, 40);
+            status.preload.as_mut().unwrap().eta_seconds = eta_seconds;
+            Ok(status)
+        };
+        let eta = |a, b| {
+            let sum = progress("d", &both, &[("a".into(), a), ("b".into(), b)].into());
+            status(&sum, None, &snapshot, now()).eta
+        };
+        let later = |s| Some(Time(now() + SignedDuration::from_secs(s)));
+        assert_eq!(eta(with(Some(10)), with(Some(30))), later(30));
+        assert_eq!(eta(with(Some(10)), Ok(preload_of("d", Phase::Succeeded, 40, 40))), later(10));
+        assert_eq!(eta(with(Some(10)), with(None)), None);
+        assert_eq!(eta(with(Some(10)), Err("away".into())), None);
+    }
+
+    #[test]
+    fn the_total_is_the_snapshots_until_every_member_has_counted_its_share() {
+        let snapshot = snapshot_status("l", "d");
+        let total = |planned| {
+            let sum = Progress { bytes_total: 70, members: 2, planned, ..Progress::default() };
+            status(&sum, None, &snapshot, now()).bytes_total
+        };
+        // Less than all: only some paths are preloaded.
+        assert_eq!((total(1), total(2)), (snapshot.bytes, 70));
     }
 
     #[test]
@@ -171,7 +198,9 @@ mod tests {
         };
         let running = Progress { members: 1, ..Progress::default() };
         assert_eq!((percent(999, Some(&running)), percent(5000, Some(&running)), percent(5000, None)), (99, 99, 100));
-        let done = Progress { members: 1, done: 1, ..Progress::default() };
+        let done = Progress { members: 1, done: 1, bytes_total: 1000, ..Progress::default() };
         assert_eq!(percent(1000, Some(&done)), 100);
+        let some_paths = Progress { bytes_total: 500, ..done };
+        assert_eq!(percent(500, Some(&some_paths)), 50);
     }
 }

@@ -124,6 +124,7 @@ pub(super) fn preload_of(snapshot: &str, phase: Phase, done: u64, total: u64) ->
             phase: phase.into(),
             bytes_done: done,
             bytes_total: total,
+            planned: total > 0,
             ..Preload::default()
         }),
         cached_bytes: done,

@@ -342,7 +342,7 @@ fn a_snapshot_on_all_workers_is_published_and_makes_ready() {
     assert_eq!((snapshot.id.as_str(), snapshot.files, snapshot.bytes, snapshot.skipped), (D, 10, 1000, 2));
     assert_eq!(snapshot.time, Some(Time(Timestamp::from_second(1_799_999_000).unwrap())));
     let message = is(&plan, types::READY, "True", reasons::ready::READY);
-    assert_eq!(message, "pods can read; preload is running: 100 bytes of 1000 bytes");
+    assert_eq!(message, "pods can read; preload is running: 100 bytes of 1000 bytes; 0 more requests to the source");
     is(&plan, types::PRELOADED, "False", reasons::preload::RUNNING);
     assert_eq!(plan.status.cache.as_ref().unwrap().percent, 10);
     assert_eq!(plan.requeue, POLL);
