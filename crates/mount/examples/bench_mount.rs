@@ -9,7 +9,7 @@ use larder_core::{catalog::Catalog, key::ObjectKey};
 use larder_fuse::{device, session};
 use larder_mount::{
     backend::{Backend, Fetched},
-    filesystem::{DatasetFs, Look},
+    filesystem::{DatasetFs, Look, Opening},
     metrics::Metrics,
 };
 use larder_peer::ReadError;
@@ -45,7 +45,7 @@ fn main() {
     device::mount(fuse.as_fd(), target.path(), "bench").unwrap();
     let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
     let reads = Metrics::default().reads("uid", "bench");
-    let filesystem = DatasetFs::new("bench", catalog, look, NoBytes, reads, runtime.handle().clone());
+    let filesystem = DatasetFs::new("bench", catalog, look, NoBytes, reads, Opening::default(), runtime.handle().clone());
     let _ended = session::serve(filesystem, fuse, "bench", 4).unwrap();
     let first = fs::read_dir(target.path()).unwrap().count();
     let ready = started.elapsed();
