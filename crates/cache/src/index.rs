@@ -117,12 +117,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
     }
 
     /// Forgets the complete files that are not to be kept.
-    pub fn forget_unwanted(&mut self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<ObjectKey> {
+    pub fn forget_unwanted(&mut self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, u64)> {
         let unwanted: Vec<_> = self.complete.keys().filter(|k| !keep(k)).copied().collect();
-        for key in &unwanted {
-            self.forget(key);
-        }
-        unwanted
+        unwanted.into_iter().filter_map(|key| Some((key, self.forget(&key)?.size))).collect()
     }
 
     /// Marks the fills that are not to be kept and that nobody works on as dropped.

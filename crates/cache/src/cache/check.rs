@@ -8,7 +8,9 @@ use super::{Cache, blocking};
 use crate::{
     CHUNK, CacheError, Checked, blocks,
     blocks::covering,
-    chunk_range, chunks, quarantine, scan,
+    chunk_range, chunks,
+    index::Entry,
+    layout, quarantine,
     sidecar::{self, Sidecar},
     unreadable::{Unreadable, off},
 };
@@ -21,6 +23,7 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fs::File,
+    io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
@@ -77,7 +80,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         if !verified && !tokio::time::timeout(SOON, self.check(key)).await.unwrap_or(false) {
             return None;
         }
-        let path = scan::data(&self.inner.dir, key);
+        let path = layout::data(&self.inner.dir, key);
         match off(move || Ok(File::open(path)?)).await {
             Ok(file) => Some(file),
             Err(e) => {
@@ -114,7 +117,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// Where bad files are put.
     #[must_use]
     pub fn quarantine(&self) -> PathBuf {
-        quarantine::folder(&self.inner.dir)
+        layout::quarantine(&self.inner.dir)
     }
 
     /// Changes when a complete file was found to be bad or gone, so that whoever owns it fetches it again.
@@ -181,13 +184,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         read: impl FnOnce(&File, &Sidecar) -> Result<T, Unreadable> + Send + 'static,
     ) -> Result<T, CacheError> {
         let (inner, of) = (Arc::clone(&self.inner), *key);
-        let size = inner.index.lock().complete(key).map(|e| e.size);
+        let entry = inner.index.lock().complete(key);
         let done = off(move || {
-            let path = scan::data(&inner.dir, &of);
-            let sidecar = inner.sidecars.get_or_insert_with(&of, || sidecar::load(&path).map(Arc::new))?;
-            let file = File::open(&path)?;
-            if size.is_some_and(|size| size != sidecar.size) || file.metadata()?.len() != sidecar.size {
-                return Err(Unreadable::Length { want: sidecar.size });
+            // Removed a moment ago, which is as good as never there.
+            let Entry { size, .. } = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            let load = || sidecar::load(&layout::sidecar(&inner.dir, &of, size)).map(Arc::new);
+            let sidecar = inner.sidecars.get_or_insert_with(&of, load)?;
+            let file = File::open(layout::data(&inner.dir, &of))?;
+            if sidecar.size != size || file.metadata()?.len() != size {
+                return Err(Unreadable::Length { want: size });
             }
             read(&file, &sidecar)
         });
@@ -199,14 +204,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// A complete file could not be read: one that is damaged is put aside, to be fetched again.
     pub(super) async fn unreadable(&self, key: &ObjectKey, e: Unreadable, action: &'static str) -> CacheError {
-        let (damaged, path) = (e.is_damage(), scan::data(&self.inner.dir, key));
+        let (damaged, path) = (e.is_damage(), layout::data(&self.inner.dir, key));
         let error = e.of(action, &path);
-        if !damaged || self.inner.index.lock().forget(key).is_none() {
-            return error;
-        }
+        let Some(entry) = damaged.then(|| self.inner.index.lock().forget(key)).flatten() else { return error };
         self.inner.sidecars.remove(key);
         let (dir, of) = (self.inner.dir.clone(), *key);
-        match blocking("put into quarantine", &path, move || quarantine::put(&dir, &of)).await {
+        match blocking("put into quarantine", &path, move || quarantine::put(&dir, &of, entry.size)).await {
             Ok(kept) => {
                 tracing::error!(%key, %error, kept, "a cached file is bad; it went to the quarantine and is fetched again")
             }
