@@ -437,3 +437,34 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     cache.fill(&own(2, size), 2, counted(&count)).await.unwrap();
     assert_eq!(cache.read_range(&own(2, size), 0..size, never).await.unwrap().bytes, content(0..size));
 }
+
+/// Run by hand, with `LARDER_FILES` to ask for another number: it makes two files each, which takes much longer than the test.
+#[tokio::test]
+#[ignore = "makes two million files"]
+async fn a_million_files_are_found_within_five_seconds() {
+    let dir = tempfile::tempdir_in(std::env::var_os("LARDER_TEST_DIR").unwrap_or_else(|| std::env::temp_dir().into())).unwrap();
+    let count: u64 = std::env::var("LARDER_FILES").map_or(1_000_000, |n| n.parse().unwrap());
+    let size = 114_660;
+    for n in 0..count {
+        let key = key(n);
+        let data = layout::data(dir.path(), &key);
+        fs::create_dir_all(data.parent().unwrap()).unwrap();
+        File::create(&data).unwrap().set_len(size).unwrap();
+        File::create(layout::sidecar(dir.path(), &key, size)).unwrap();
+    }
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().to_owned()
+    };
+    for caches in ["warm", "cold"] {
+        if caches == "cold" && fs::write("/proc/sys/vm/drop_caches", "3").is_err() {
+            continue;
+        }
+        let (before, began) = (resident(), std::time::Instant::now());
+        let cache = open(dir.path());
+        let took = began.elapsed();
+        eprintln!("{count} files, caches {caches}: {took:?}, resident {before} -> {}", resident());
+        assert_eq!(cache.usage().files, count);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
