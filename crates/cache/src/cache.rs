@@ -92,6 +92,16 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
     tasks: TaskTracker,
 }
 
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
+    /// Ends fills that are marked as dropped. Blocks.
+    fn end_dropped(&self, fills: &[Arc<Fill<E>>]) {
+        // Before the index knows: another fill of the same object may begin then, with a file of the same name.
+        fills.iter().for_each(|fill| fill::abandon(&self.dir, &fill.key));
+        let mut index = self.index.lock();
+        fills.iter().for_each(|fill| index.end(fill, false));
+    }
+}
+
 /// Who waits for the bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lane {
@@ -164,6 +174,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let index = self.inner.index.lock();
         let (bytes, fill_bytes) = index.bytes();
         Usage { files: index.files(), bytes, fill_bytes }
+    }
+
+    /// Bytes that may come in now: what the quota leaves, and the disk above its floor. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn room(&self) -> Result<u64, CacheError> {
+        let left = self.inner.index.lock().free();
+        Ok(left.min(self.inner.space.room(&self.inner.dir)?))
     }
 
     /// Is the file complete?
@@ -272,14 +291,23 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         };
         let inner = Arc::clone(&self.inner);
         blocking("unlink files in", &self.inner.dir, move || {
-            // Before the index knows: another fill of the same object may begin then, with a file of the same name.
-            idle.iter().for_each(|fill| fill::abandon(&inner.dir, &fill.key));
-            {
-                let mut index = inner.index.lock();
-                idle.iter().for_each(|fill| index.end(fill, false));
-            }
+            inner.end_dropped(&idle);
             let count = (unwanted.len() + idle.len()) as u64;
             unwanted.iter().try_for_each(|(key, size)| scan::unlink(&inner.dir, key, *size)).map(|()| count)
+        })
+        .await
+    }
+
+    /// Gives the space of an unfinished file back, unless it is being fetched at this moment.
+    ///
+    /// # Errors
+    /// None but a task that panics.
+    pub async fn abandon(&self, key: &ObjectKey) -> Result<(), CacheError> {
+        let idle = self.inner.index.lock().drop_idle(|k| k != key);
+        let inner = Arc::clone(&self.inner);
+        blocking("unlink files in", &self.inner.dir, move || {
+            inner.end_dropped(&idle);
+            Ok(())
         })
         .await
     }

@@ -55,10 +55,21 @@ impl Space {
         result
     }
 
-    fn reserve_now(&self, folder: &Path, path: &Path, file: &File, len: u64, reserving: u64) -> Result<(), CacheError> {
+    /// Bytes above the floor that nobody is reserving. Blocks.
+    pub fn room(&self, folder: &Path) -> Result<u64, CacheError> {
+        let (free, floor) = self.look(folder)?;
+        Ok(free.saturating_sub(floor).saturating_sub(self.reserving.load(Ordering::Acquire)))
+    }
+
+    /// Bytes that are free, and bytes of them to leave alone.
+    fn look(&self, folder: &Path) -> Result<(u64, u64), CacheError> {
         let disk = statvfs(folder).map_err(|e| CacheError::disk("ask for free space of", folder)(e.into()))?;
         let unit = disk.fragment_size();
-        let (free, floor) = (disk.blocks_available() * unit, self.floor.of(disk.blocks() * unit));
+        Ok((disk.blocks_available() * unit, self.floor.of(disk.blocks() * unit)))
+    }
+
+    fn reserve_now(&self, folder: &Path, path: &Path, file: &File, len: u64, reserving: u64) -> Result<(), CacheError> {
+        let (free, floor) = self.look(folder)?;
         let full = || CacheError::DiskFull { path: folder.to_owned(), need: len, free, floor };
         // Also with a floor of 0: a reservation that fails half-way has filled the disk of everyone else for a moment.
         if free < reserving.saturating_add(floor) {

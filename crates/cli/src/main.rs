@@ -6,13 +6,15 @@ mod describe;
 mod get;
 
 use clap::{Parser, Subcommand};
+use larder_telemetry::Format;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "larder", version = larder_telemetry::VERSION, about = "Training data next to hungry GPUs")]
 struct Cli {
-    /// Log filter of the daemons, as in RUST_LOG
-    #[arg(long, global = true, env = "LARDER_LOG", default_value = "info", hide = true)]
-    log: String,
+    /// Log filter, as in RUST_LOG. Default: info for daemons, warn for commands
+    #[arg(long, global = true, env = "LARDER_LOG", hide = true)]
+    log: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,6 +25,12 @@ enum Command {
     Get(get::Args),
     /// Show one dataset in detail
     Describe(describe::Args),
+    /// Mount a dataset on this machine, without a cluster
+    Mount(larder_standalone::mount::Args),
+    /// Unmount what `larder mount` mounted
+    Umount(larder_standalone::umount::Args),
+    /// Fetch a dataset into its cache on this machine, without a cluster
+    Preload(larder_standalone::preload::Args),
     /// Daemon: turns CacheDatasets into workers, volumes and status
     #[command(hide = true)]
     Operator(larder_operator::Args),
@@ -40,35 +48,56 @@ enum Command {
     UninstallCheck(larder_operator::uninstall::Args),
 }
 
-fn main() -> std::process::ExitCode {
+impl Command {
+    fn is_daemon(&self) -> bool {
+        matches!(self, Self::Operator(_) | Self::Worker(_) | Self::Node(_) | Self::Mounter(_))
+    }
+}
+
+/// Longest wait for blocking calls that are still under way when all else has ended.
+const LEAVE: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    larder_telemetry::init(&cli.log);
+    let (filter, format) = if cli.command.is_daemon() { ("info", Format::Json) } else { ("warn", Format::Text) };
+    larder_telemetry::init(cli.log.as_deref().unwrap_or(filter), format);
+    if let Command::Mount(args) = &cli.command {
+        match larder_standalone::mount::before_threads(args) {
+            Ok(None) => {}
+            Ok(Some(code)) => return code,
+            Err(e) => return failed(&e),
+        }
+    }
     // Two threads more than a small node has cores do no harm; more only cost memory.
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(r) => r,
         Err(e) => return failed(&anyhow::Error::new(e).context("start runtime")),
     };
-    match runtime.block_on(run(cli.command)) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(e) => failed(&e),
-    }
+    let ended = runtime.block_on(run(cli.command));
+    runtime.shutdown_timeout(LEAVE);
+    ended.unwrap_or_else(|e| failed(&e))
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
-    let shutdown = larder_telemetry::shutdown_on_signal()?;
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let shutdown = larder_telemetry::shutdown_on_signal;
     match command {
+        // It listens for signals itself: those of a terminal may be meant for its command.
+        Command::Mount(args) => return larder_standalone::mount::run(args).await,
         Command::Get(args) => get::run(&args).await,
         Command::Describe(args) => describe::run(&args).await,
-        Command::Operator(args) => larder_operator::run(args, shutdown).await,
-        Command::Worker(args) => larder_worker::run(args, shutdown).await,
-        Command::Node(args) => larder_csi::run(args, shutdown).await,
-        Command::Mounter(args) => larder_mount::mounter::run(args, shutdown).await,
-        Command::UninstallCheck(args) => larder_operator::uninstall::run(args, shutdown).await,
-    }
+        Command::Umount(args) => larder_standalone::umount::run(&args),
+        Command::Preload(args) => larder_standalone::preload::run(args, shutdown()?).await,
+        Command::Operator(args) => larder_operator::run(args, shutdown()?).await,
+        Command::Worker(args) => larder_worker::run(args, shutdown()?).await,
+        Command::Node(args) => larder_csi::run(args, shutdown()?).await,
+        Command::Mounter(args) => larder_mount::mounter::run(args, shutdown()?).await,
+        Command::UninstallCheck(args) => larder_operator::uninstall::run(args, shutdown()?).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn failed(error: &anyhow::Error) -> std::process::ExitCode {
+fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    std::process::ExitCode::FAILURE
+    ExitCode::FAILURE
 }

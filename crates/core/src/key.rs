@@ -36,6 +36,24 @@ impl ObjectKey {
     }
 }
 
+/// Identifies what is listed. Changes exactly when the listing could have another result: `uri` with its folder ended by a slash,
+/// the endpoint, and the globs.
+#[must_use]
+pub fn listing_id(uri: &str, endpoint: &str, include: &[String], exclude: &[String]) -> String {
+    let mut hash = blake3::Hasher::new_derive_key("larder 2026 listing id v1");
+    let mut field = |text: &str| {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    field(uri);
+    field(endpoint);
+    for globs in [include, exclude] {
+        field(&globs.len().to_string());
+        globs.iter().for_each(|g| field(g));
+    }
+    hash.finalize().to_hex()[..32].to_owned()
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())

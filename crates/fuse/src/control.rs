@@ -8,6 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How far the kernel should read ahead in a mount of ours. With less, a reader of a file that is not on this disk waits for one
+/// round trip after the other; 4 MiB is what four of the kernel's longest reads fetch together.
+pub const READ_AHEAD_KIB: u32 = 4096;
+
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// Why a connection could not be controlled.

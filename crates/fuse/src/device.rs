@@ -44,7 +44,7 @@ pub fn open() -> Result<OwnedFd, DeviceError> {
     nix::fcntl::open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|e| DeviceError::Open(e.into()))
 }
 
-/// Mounts a new read-only connection at `target`; `source` shows in the mount table and must hold no comma.
+/// Mounts a new read-only connection of root at `target`; `source` shows in the mount table and must hold no comma.
 ///
 /// Returns at once: the kernel queues INIT for whoever reads the descriptor first. With `default_permissions` the kernel
 /// judges modes itself; `allow_other` lets every user in, as pods run as any.
@@ -52,7 +52,17 @@ pub fn open() -> Result<OwnedFd, DeviceError> {
 /// # Errors
 /// mount(2)'s.
 pub fn mount(fuse: BorrowedFd<'_>, target: &Path, source: &str) -> Result<(), DeviceError> {
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", fuse.as_raw_fd());
+    mount_as(fuse, target, source, (0, 0))
+}
+
+/// The same for another owner (user and group), who must exist in the user namespace that both the descriptor and the mount
+/// belong to.
+///
+/// # Errors
+/// mount(2)'s.
+pub fn mount_as(fuse: BorrowedFd<'_>, target: &Path, source: &str, (uid, gid): (u32, u32)) -> Result<(), DeviceError> {
+    let options =
+        format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other", fuse.as_raw_fd());
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     mount2(Some(source), target, Some(FS_TYPE), flags, Some(options.as_str()))
         .map_err(|e| DeviceError::Mount { target: target.to_owned(), source: e.into() })

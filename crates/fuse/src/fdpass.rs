@@ -8,6 +8,7 @@
 mod message;
 
 pub use message::MESSAGE_MAX;
+pub(crate) use message::{check, receive};
 
 use nix::{
     errno::Errno,

@@ -5,6 +5,7 @@
 //! device: open /dev/fuse, mount(2) ── fdpass ──► session: the event loop on that descriptor
 //! mountinfo: what is mounted        (SCM_RIGHTS)
 //! control: abort a connection by its minor
+//! fusermount: the same mount for a user who is not root
 //! ```
 //!
 //! It holds no state of its own. A connection lives as long as one process holds its descriptor; when the last one closes
@@ -13,6 +14,7 @@
 pub mod control;
 pub mod device;
 pub mod fdpass;
+pub mod fusermount;
 pub mod limits;
 pub mod mountinfo;
 pub mod protocol;

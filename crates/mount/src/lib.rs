@@ -22,3 +22,5 @@ pub mod filesystem;
 pub mod metrics;
 pub mod mounter;
 mod node;
+
+pub use node::OpenFiles;

@@ -2,20 +2,27 @@
 
 mod local_worker;
 mod open_files;
+mod reports;
 
 pub(crate) use local_worker::LocalWorker;
-pub(crate) use open_files::OpenFiles;
+pub use open_files::OpenFiles;
 
 use crate::backend::{Backend, Fetched, Place};
 use larder_core::key::ObjectKey;
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_members::Watch;
 use larder_peer::{Client, ObjectRef, ReadError, Source};
-use std::{fs::File, ops::Range, sync::Arc, time::Duration};
+use reports::Reports;
+use std::{
+    fs::File,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How long "not here" is believed when this node owns the file: its worker fetches it at the first read.
 const ABSENT_AT_OWNER: Duration = Duration::from_secs(1);
-/// And when another node does: it may still come here as a copy, but nobody waits for it.
+/// And when another node does: when a copy of it has come here, the worker tells.
 const ABSENT: Duration = Duration::from_secs(60);
 
 /// What all mounts of this node share.
@@ -35,11 +42,14 @@ pub(crate) struct NodeBackend {
     dataset_uid: String,
     snapshot: String,
     worker: LocalWorker,
+    reports: Reports,
 }
 
 impl NodeBackend {
+    /// To be called on a runtime: reads are reported by a task.
     pub(crate) fn new(node: Node, session: u64, dataset_uid: &str, snapshot: &str, worker: LocalWorker) -> Self {
-        Self { node, session, dataset_uid: dataset_uid.to_owned(), snapshot: snapshot.to_owned(), worker }
+        let reports = Reports::start(worker.socket(), snapshot, session, Arc::clone(&node.files));
+        Self { node, session, dataset_uid: dataset_uid.to_owned(), snapshot: snapshot.to_owned(), worker, reports }
     }
 }
 
@@ -62,6 +72,7 @@ impl Backend for NodeBackend {
         if files.is_absent(self.session, inode) {
             return None;
         }
+        let asked = Instant::now();
         let request = Request::Open { snapshot: self.snapshot.clone(), inode };
         match self.worker.ask(&request).await {
             Ok((Reply::File {}, Some(fd))) => {
@@ -70,7 +81,7 @@ impl Backend for NodeBackend {
                 Some(file)
             }
             Ok((Reply::Absent { owner }, _)) => {
-                files.set_absent(self.session, inode, if owner { ABSENT_AT_OWNER } else { ABSENT });
+                files.set_absent(self.session, inode, asked, if owner { ABSENT_AT_OWNER } else { ABSENT });
                 None
             }
             Ok((reply, _)) => {
@@ -80,7 +91,7 @@ impl Backend for NodeBackend {
                     ?reply,
                     "local worker did not give the file; reading over the network"
                 );
-                files.set_absent(self.session, inode, ABSENT_AT_OWNER);
+                files.set_absent(self.session, inode, asked, ABSENT_AT_OWNER);
                 None
             }
             // Not remembered by inode: the worker as a whole is away, and `ask` remembers that.
@@ -92,17 +103,21 @@ impl Backend for NodeBackend {
     }
 
     fn reject_file(&self, inode: u64) {
-        self.node.files.set_absent(self.session, inode, ABSENT);
+        self.node.files.set_absent(self.session, inode, Instant::now(), ABSENT);
     }
 
     async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, ReadError> {
         let object = ObjectRef { dataset_uid: &self.dataset_uid, snapshot: &self.snapshot, inode, key };
         let rosters = || self.node.members.roster(&self.dataset_uid);
         let fetched = self.node.peers.read(&rosters, &object, range).await?;
+        let elsewhere = *fetched.node != *self.node.name;
+        if elsewhere {
+            self.reports.read(inode, fetched.bytes.len() as u64);
+        }
         let place = match fetched.source {
             Source::Origin => Place::Origin,
-            Source::Disk if *fetched.node == *self.node.name => Place::Local,
-            Source::Disk => Place::Peer,
+            Source::Disk if elsewhere => Place::Peer,
+            Source::Disk => Place::Local,
         };
         Ok(Fetched { bytes: fetched.bytes, place })
     }

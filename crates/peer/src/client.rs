@@ -3,17 +3,20 @@
 mod catalog;
 mod copy;
 mod down;
+mod hedging;
 mod http;
+mod round;
 
 pub use catalog::CatalogFetchError;
 pub use copy::Copied;
 
-use crate::{MAX_RANGE, ObjectRef, Roster, RosterSource, Source};
-use ::http::StatusCode;
+use crate::{MAX_RANGE, ObjectRef, RosterSource, Source};
 use bytes::Bytes;
 use down::Down;
-use http::{Failure, Transport};
+use hedging::Hedging;
+use http::Transport;
 use larder_core::names::WORKER_DATA_PORT;
+use round::Round;
 use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -24,7 +27,12 @@ pub struct Options {
     pub port: u16,
     /// Longest wait for a connection. Default 1 s.
     pub connect: Duration,
-    /// Longest wait for the next byte of an answer. Default 10 s.
+    /// Shortest wait for an answer before another node is asked too, for what is on its disk; longer when most answers take
+    /// longer. Default 20 ms.
+    pub hedge: Duration,
+    /// How long a node may be silent before it is asked whether it is alive; after as long again it is stood in for. Default 1 s.
+    pub quiet: Duration,
+    /// Longest wait for the next byte of an answer of a node that is alive. Default 10 s.
     pub silence: Duration,
     /// Longest time for a whole read, all attempts together. Default 60 s.
     pub whole: Duration,
@@ -39,6 +47,8 @@ impl Default for Options {
         Self {
             port: WORKER_DATA_PORT,
             connect: Duration::from_secs(1),
+            hedge: Duration::from_millis(20),
+            quiet: Duration::from_secs(1),
             silence: Duration::from_secs(10),
             whole: Duration::from_secs(60),
             down: Duration::from_secs(1),
@@ -113,12 +123,16 @@ struct Inner {
     options: Options,
     transport: Transport,
     down: Down,
+    hedging: Hedging,
 }
 
-/// Answers with an origin failure after which a round ends: more nodes asking the same broken origin help nobody.
-const ORIGIN_FAILURES: usize = 2;
-/// Other members asked for an old copy on their disk when the object changed at the origin.
-const OLD_COPY_ASKS: usize = 4;
+impl Inner {
+    /// Does the node give any sign of life?
+    async fn alive(&self, dataset_uid: &str, address: SocketAddr) -> bool {
+        tokio::time::timeout(self.options.quiet, self.transport.alive(address, dataset_uid)).await.unwrap_or(false)
+    }
+}
+
 /// Pause between rounds, doubled from the first to the second value.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -133,11 +147,12 @@ impl Client {
     #[must_use]
     pub fn with_options(node: &str, options: Options) -> Self {
         let transport = Transport::new(&options);
-        let down = Down::new(options.down);
-        Self { inner: Arc::new(Inner { node: node.to_owned(), options, transport, down }) }
+        let (down, hedging) = (Down::new(options.down), Hedging::new(options.hedge));
+        Self { inner: Arc::new(Inner { node: node.to_owned(), options, transport, down, hedging }) }
     }
 
-    /// Reads a range: the owner first, then the stand-ins in rendezvous order, again and again until the time is over.
+    /// Reads a range: the owner first, then the stand-ins in rendezvous order, again and again until the time is over. An answer
+    /// that is late is looked for on the next node's disk too.
     ///
     /// # Errors
     /// See [`ReadError`]; each names the object.
@@ -160,7 +175,8 @@ impl Client {
         let mut pause = PAUSE.0;
         loop {
             let roster = rosters.current();
-            match tokio::time::timeout_at(deadline, self.round(&roster, object, &range, &mut last)).await {
+            let round = Round::new(&self.inner, &roster, object, &range, &mut last);
+            match tokio::time::timeout_at(deadline, round.run()).await {
                 Ok(Some(answer)) => return answer,
                 Ok(None) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
@@ -172,63 +188,6 @@ impl Client {
                 }
             }
         }
-    }
-
-    /// One walk down the rendezvous order. `None`: nobody could, try again later.
-    async fn round(
-        &self,
-        roster: &Roster,
-        object: &ObjectRef<'_>,
-        range: &Range<u64>,
-        last: &mut Vec<String>,
-    ) -> Option<Result<Fetched, ReadError>> {
-        last.clear();
-        let (mut changed, mut old_copy_asks, mut origin_failures) = (None, 0, 0);
-        for (place, member) in roster.members.order(&object.key).into_iter().enumerate() {
-            let node = member.node.as_str();
-            let Some(ip) = roster.addresses.get(node) else {
-                last.push(format!("{node}: has no worker just now"));
-                continue;
-            };
-            let address = SocketAddr::new(*ip, self.inner.options.port);
-            if self.inner.down.is(address) {
-                last.push(format!("{node}: did not answer a moment ago"));
-                continue;
-            }
-            // Once the object is known to be changed, others are asked only for what lies on their disks.
-            let stand_in = place > 0 && changed.is_none();
-            match self.inner.transport.range(address, object, range, stand_in).await {
-                Ok((source, bytes)) => {
-                    self.inner.down.answered(address);
-                    return Some(Ok(Fetched { bytes, source, node: node.to_owned() }));
-                }
-                Err(Failure::NoAnswer(text)) => {
-                    self.inner.down.silent(address);
-                    last.push(format!("{node}: {text}"));
-                }
-                Err(Failure::Broken(text)) => last.push(format!("{node}: {text}")),
-                Err(Failure::Status(status, text)) => {
-                    self.inner.down.answered(address);
-                    last.push(format!("{node}: {text}"));
-                    let (start, end, key) = (range.start, range.end, object.key.to_string());
-                    match status {
-                        StatusCode::RANGE_NOT_SATISFIABLE => {
-                            return Some(Err(ReadError::Range { key, start, end, detail: text }));
-                        }
-                        StatusCode::CONFLICT => changed = changed.or(Some(text)),
-                        StatusCode::BAD_GATEWAY => origin_failures += 1,
-                        _ => {}
-                    }
-                }
-            }
-            if changed.is_some() {
-                old_copy_asks += 1;
-            }
-            if origin_failures >= ORIGIN_FAILURES || old_copy_asks > OLD_COPY_ASKS {
-                break;
-            }
-        }
-        changed.map(|detail| Err(ReadError::Changed { key: object.key.to_string(), detail }))
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ObjectRequest {
     pub range: Range<u64>,
     /// The owner did not answer: fetch from the origin in its place.
     pub stand_in: bool,
+    /// Another node is asked for the same bytes: MUST NOT be fetched, only given if they are on the own disk.
+    pub on_disk: bool,
 }
 
 /// The answer: exactly the bytes of the range.
@@ -149,6 +151,7 @@ pub fn router<S: ObjectSource>(source: Arc<S>) -> Router {
         .route("/v1/{dataset}/objects/{key}", get(object::<S>))
         .route("/v1/{dataset}/copies/{key}", get(copy::<S>))
         .route("/v1/{dataset}/catalogs/{digest}", get(catalog::<S>))
+        .route("/v1/{dataset}/alive", get(|| async { StatusCode::NO_CONTENT }))
         .with_state(source)
 }
 
@@ -158,6 +161,8 @@ struct ObjectQuery {
     inode: u64,
     #[serde(default)]
     standin: u8,
+    #[serde(default)]
+    disk: u8,
 }
 
 async fn object<S: ObjectSource>(
@@ -171,8 +176,9 @@ async fn object<S: ObjectSource>(
         Err(response) => return *response,
     };
     let len = range.end - range.start;
-    let ObjectQuery { snapshot, inode, standin } = query;
-    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in: standin == 1 };
+    let ObjectQuery { snapshot, inode, standin, disk } = query;
+    let (stand_in, on_disk) = (standin == 1, disk == 1);
+    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in, on_disk };
     match source.object(request).await {
         Err(refusal) => refusal.into_response(),
         Ok(reply) => (

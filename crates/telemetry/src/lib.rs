@@ -8,19 +8,26 @@ pub use admin::{Health, serve_admin};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
-/// Sets up logs (JSON lines on stderr; `filter` as in `tracing_subscriber::EnvFilter`, RUST_LOG wins) and the process-wide TLS
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// JSON: what daemons write is read by programs.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Sets up logs (lines on stderr; `filter` as in `tracing_subscriber::EnvFilter`, RUST_LOG wins) and the process-wide TLS
 /// provider, without which rustls panics at its first use when more than one is compiled in.
-pub fn init(filter: &str) {
+pub fn init(filter: &str, format: Format) {
     // A second call (tests) finds them set; that is fine.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_span_events(FmtSpan::NONE)
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
+    let logs = tracing_subscriber::fmt().with_span_events(FmtSpan::NONE).with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = match format {
+        Format::Json => logs.json().flatten_event(true).try_init(),
+        Format::Text => logs.try_init(),
+    };
 }
 
 /// A token that is cancelled by SIGTERM or SIGINT.

@@ -1,4 +1,5 @@
-//! The connection to the origin: settings from the orders, credentials and CA from mounted folders.
+//! The connection to the origin: settings from the orders, credentials and CA from mounted folders, or from whoever runs this
+//! worker in its own process.
 //!
 //! The kubelet refreshes mounted folders with a delay of up to about a minute. The operator writes a key `generation` into
 //! both, so that it can be seen whether what is mounted is what the orders mean. Until then what is mounted is good enough
@@ -20,6 +21,15 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
+
+/// Where what the origin is reached with comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Keys {
+    /// From folders that the kubelet keeps up to date.
+    Mounted(Mounted),
+    /// As they are, for the life of the process.
+    Given(Access),
+}
 
 /// Where Secret, CA and folders of the host are mounted.
 #[derive(Clone, Debug)]
@@ -53,6 +63,10 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    fn new(source: Source, exact: bool, access: Access, received: &Arc<Received>) -> Self {
+        Self { source, exact, access, received: Arc::clone(received), origins: Mutex::default() }
+    }
+
     /// The origin of the orders, with their globs.
     pub fn origin(&self) -> Result<Arc<dyn Origin>, Error> {
         self.connect(&self.source.uri)
@@ -141,11 +155,19 @@ pub(crate) async fn run(worker: Arc<Worker>) {
 /// Never ends: what is wanted is there, or it is looked for again and again.
 async fn connect(worker: &Worker, source: Option<&Source>) {
     let Some(source) = source else { return std::future::pending().await };
+    let folders = match &worker.keys {
+        Keys::Mounted(folders) => folders,
+        Keys::Given(access) => {
+            let connection = Connection::new(source.clone(), true, access.clone(), &worker.received);
+            worker.connections.newest.send_replace(Some(Arc::new(connection)));
+            return std::future::pending().await;
+        }
+    };
     let started = Instant::now();
     loop {
-        let mounted = look(&worker.mounted, source, &worker.received).await;
+        let mounted = look(folders, source, &worker.received).await;
         let exact = matches!(&mounted, Ok(c) if c.exact);
-        report(&worker.report, &mounted, &worker.mounted, source, started.elapsed());
+        report(&worker.report, &mounted, folders, source, started.elapsed());
         if let Ok(connection) = mounted {
             // A worker that starts without an operator works with what is mounted, whatever its stored orders say.
             let first = || worker.connections.newest.borrow().as_ref().is_none_or(|c| c.source != *source && !c.exact);
@@ -213,7 +235,7 @@ async fn look(folders: &Mounted, source: &Source, received: &Arc<Received>) -> R
         // A CA that the orders do not know of is being removed.
         let ca = ca.filter(|_| !source.ca_generation.is_empty());
         let access = Access { credentials, ca, folders: folders.folders };
-        Ok(Connection { source, exact, access, received, origins: Mutex::default() })
+        Ok(Connection::new(source, exact, access, &received))
     });
     looked.await.unwrap_or_else(|e| Err(problem(reasons::CREDENTIALS_INVALID, format!("read mounted credentials: {e}"))))
 }

@@ -28,32 +28,7 @@ impl pb::worker_server::Worker for ControlPort {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let worker = &self.0;
-        let usage = worker.cache.usage();
-        let snapshots = worker.catalogs.digests();
-        // A listing whose catalog is gone from this disk is as good as not taken.
-        let taken = worker.state.lock().listing.clone().filter(|l| snapshots.contains(&l.snapshot)).map(|l| pb::Listing {
-            id: l.id,
-            phase: pb::Phase::Succeeded.into(),
-            files: l.files,
-            bytes: l.bytes,
-            snapshot: l.snapshot,
-            skipped: l.skipped,
-            skipped_examples: l.skipped_examples,
-            problem: None,
-            time: l.time,
-        });
-        Ok(Response::new(StatusResponse {
-            node: worker.node.clone(),
-            generation: worker.orders.borrow().as_ref().map(|o| o.generation.clone()).unwrap_or_default(),
-            listing: worker.report.listing().or(taken),
-            snapshots,
-            preload: worker.report.preload(),
-            cached_bytes: usage.bytes,
-            cached_files: usage.files,
-            origin_bytes: worker.received.objects(),
-            problems: worker.report.problems(),
-        }))
+        Ok(Response::new(status(&self.0)))
     }
 
     async fn erase(&self, request: Request<EraseRequest>) -> Result<Response<EraseResponse>, Status> {
@@ -82,5 +57,34 @@ impl pb::worker_server::Worker for ControlPort {
         worker.orders.send_replace(None);
         tracing::info!(freed_bytes, "dataset erased from this node");
         Ok(Response::new(EraseResponse { freed_bytes }))
+    }
+}
+
+/// What this worker has and does now.
+pub(crate) fn status(worker: &Worker) -> StatusResponse {
+    let usage = worker.cache.usage();
+    let snapshots = worker.catalogs.digests();
+    // A listing whose catalog is gone from this disk is as good as not taken.
+    let taken = worker.state.lock().listing.clone().filter(|l| snapshots.contains(&l.snapshot)).map(|l| pb::Listing {
+        id: l.id,
+        phase: pb::Phase::Succeeded.into(),
+        files: l.files,
+        bytes: l.bytes,
+        snapshot: l.snapshot,
+        skipped: l.skipped,
+        skipped_examples: l.skipped_examples,
+        problem: None,
+        time: l.time,
+    });
+    StatusResponse {
+        node: worker.node.clone(),
+        generation: worker.orders.borrow().as_ref().map(|o| o.generation.clone()).unwrap_or_default(),
+        listing: worker.report.listing().or(taken),
+        snapshots,
+        preload: worker.report.preload(),
+        cached_bytes: usage.bytes,
+        cached_files: usage.files,
+        origin_bytes: worker.received.objects(),
+        problems: worker.report.problems(),
     }
 }

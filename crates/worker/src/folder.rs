@@ -18,6 +18,11 @@ pub(crate) enum FolderError {
 }
 
 impl FolderError {
+    /// Does another process have the folder?
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked { .. })
+    }
+
     /// Would it go on if there were space on the disk?
     pub fn is_full(&self) -> bool {
         let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
@@ -55,12 +60,9 @@ pub(crate) struct Folder {
     _lock: File,
 }
 
-/// The worker before this one gets 15 s to end; a node that is busy may take longer.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
-
 impl Folder {
     /// Makes the folder if need be, and waits until no other worker uses it. Blocks.
-    pub fn open(path: &Path) -> Result<Self, FolderError> {
+    pub fn open(path: &Path, lock_wait: Duration) -> Result<Self, FolderError> {
         let disk = |action| move |source| FolderError::Disk { action, path: path.to_owned(), source };
         // Not create_dir_all: the tier's folder must be there, or the disk is not mounted.
         match fs::create_dir(path) {
@@ -75,7 +77,7 @@ impl Folder {
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
                 Err(TryLockError::Error(e)) => return Err(disk("lock")(e)),
-                Err(TryLockError::WouldBlock) if waited < LOCK_WAIT => {
+                Err(TryLockError::WouldBlock) if waited < lock_wait => {
                     if waited.is_zero() {
                         tracing::info!(folder = %path.display(), "waiting for the worker before this one to end");
                     }
@@ -179,7 +181,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_not_mounted_is_an_error_and_not_a_new_folder() {
         let dir = tempfile::tempdir().unwrap();
-        let e = Folder::open(&dir.path().join("larder").join("uid")).unwrap_err();
+        let e = Folder::open(&dir.path().join("larder").join("uid"), Duration::ZERO).unwrap_err();
         assert!(matches!(e, FolderError::Disk { action: "make folder", .. }), "{e}");
     }
 }

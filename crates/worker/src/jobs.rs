@@ -1,6 +1,7 @@
 //! What the worker does by itself. Each job pursues one goal that it reads from the orders; when the goal changes, the job drops
 //! what it does and begins anew. A job that failed tries again with a growing pause; none ever ends the process.
 
+pub(crate) mod keep;
 pub(crate) mod listing;
 pub(crate) mod preload;
 pub(crate) mod snapshot;
@@ -35,6 +36,7 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(snapshot::run(Arc::clone(worker))));
     spawn(Box::pin(snapshot::run_wanted(Arc::clone(worker))));
     spawn(Box::pin(preload::run(Arc::clone(worker))));
+    spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));
     spawn(Box::pin(tell_damages(Arc::clone(worker))));
     if let Some(rate) = worker.scrub {

@@ -6,6 +6,7 @@
 //!                                             │      └─► preload  ─► cache ─► data/
 //! peers, mounters ─HTTP─► objects ─► cache ◄──┴─ copies of former owners, origin
 //! mounter of this node ─unix socket─► descriptors of complete files
+//!                      └─ what it reads elsewhere ─► keep ─► cache ◄─ disks of the owners
 //! ```
 //!
 //! Owns everything in `<tier>/larder/<dataset uid>` and holds a lock on it. Orders come from the operator, are stored, and
@@ -18,9 +19,11 @@ mod catalogs;
 mod connection;
 mod control;
 mod copies;
+pub mod embedded;
 mod folder;
 mod held_up;
 mod jobs;
+mod kept;
 mod local;
 pub mod metrics;
 mod objects;
@@ -29,7 +32,7 @@ mod report;
 mod worker;
 
 use anyhow::Context as _;
-use connection::Mounted;
+use connection::{Keys, Mounted};
 use larder_cache::Floor;
 use larder_core::names;
 use larder_fuse::fdpass::Listener;
@@ -95,7 +98,7 @@ pub struct Args {
     #[arg(long, env = "LARDER_IN_FLIGHT_BYTES", default_value_t = 64 << 20)]
     pub in_flight_bytes: u64,
     /// Bytes per second that are read in the background to find files that went bad on the disk (32 MiB); 0: none
-    #[arg(long, env = "LARDER_SCRUB_BYTES", default_value_t = 32 << 20)]
+    #[arg(long, env = "LARDER_SCRUB_BYTES", default_value_t = SCRUB)]
     pub scrub_bytes: u64,
 }
 
@@ -107,8 +110,12 @@ fn dataset_uid(text: &str) -> Result<String, String> {
     if names::is_uid(text) { Ok(text.to_owned()) } else { Err("is no UID of a Kubernetes object".to_owned()) }
 }
 
+/// Bytes a second that the scrub reads at most: 2.6 TiB a day.
+const SCRUB: u64 = 32 << 20;
 /// The mounter and root may ask for descriptors; who it is, is checked by the kernel's word, so the file mode may be open.
 const SOCKET_MODE: u32 = 0o666;
+/// The worker before this one gets 15 s to end; a node that is busy may take longer.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for answers to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(6);
 
@@ -132,7 +139,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         node: args.node,
         dataset_uid: args.dataset_uid.clone(),
         dir: args.dir,
-        mounted: Mounted { credentials: args.credentials_dir, ca: args.ca_dir, folders: Folders::Beneath(args.file_origins) },
+        keys: Keys::Mounted(Mounted {
+            credentials: args.credentials_dir,
+            ca: args.ca_dir,
+            folders: Folders::Beneath(args.file_origins),
+        }),
+        lock_wait: LOCK_WAIT,
         floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
         scrub: NonZeroU64::new(args.scrub_bytes),

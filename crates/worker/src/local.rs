@@ -11,6 +11,8 @@ use tokio::sync::Semaphore;
 
 /// Connections at the same time; the mounter keeps a handful open.
 const CONNECTIONS: usize = 64;
+/// Files told in one message, so that it is no longer than one may be.
+const ARRIVALS: usize = 2048;
 
 /// Serves until it is dropped.
 pub(crate) async fn serve(worker: Arc<Worker>, listener: Listener) {
@@ -35,13 +37,38 @@ async fn talk(worker: &Arc<Worker>, conn: &Conn) -> Result<(), FdPassError> {
         let (reply, file) = match request {
             Request::Open { snapshot, inode } => open(worker, &snapshot, inode).await,
             Request::Catalog { digest } => catalog(worker, &digest).await,
+            Request::Reads { snapshot, files } => return follow(worker, conn, snapshot.into(), files).await,
         };
         conn.send(&reply, file.as_ref().map(File::as_fd)).await?;
     }
     Ok(())
 }
 
-async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
+/// Takes reports of what was read elsewhere, and tells what has come here since.
+async fn follow(worker: &Worker, conn: &Conn, snapshot: Arc<str>, files: Vec<(u64, u64)>) -> Result<(), FdPassError> {
+    let mut arrivals = worker.kept.arrivals();
+    worker.kept.told(&snapshot, files);
+    loop {
+        tokio::select! {
+            message = conn.recv() => match message? {
+                Some((Request::Reads { files, .. }, _)) => worker.kept.told(&snapshot, files),
+                _ => return Ok(()),
+            },
+            first = arrivals.recv() => {
+                // Too many to be told one by one: the end of the connection says that.
+                let Ok(first) = first else { return Ok(()) };
+                let more = std::iter::from_fn(|| arrivals.try_recv().ok()).take(ARRIVALS - 1);
+                let inodes: Vec<u64> =
+                    std::iter::once(first).chain(more).filter(|a| a.snapshot == snapshot).map(|a| a.inode).collect();
+                if !inodes.is_empty() {
+                    conn.send(&Reply::Arrived { inodes }, None).await?;
+                }
+            }
+        }
+    }
+}
+
+pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (Reply, Option<File>) {
     let error = |text: String| (Reply::Error(text), None);
     if worker.erased.is_cancelled() {
         return error("the dataset was erased from this node".to_owned());

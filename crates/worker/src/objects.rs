@@ -71,7 +71,7 @@ fn unknown_snapshot(worker: &Worker, digest: &str) -> Refusal {
     Refusal::NotFound(format!("snapshot {digest} is not on node {}", worker.node))
 }
 
-async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
+pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
     same_dataset(worker, &request.dataset_uid)?;
     let at = Arc::new(find(worker, &request).await?);
     let range = request.range;
@@ -79,7 +79,7 @@ async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectRe
         return Err(Refusal::Range { size: at.size });
     }
     let here = worker.cache.has(&at.key, &range);
-    if !here && !request.stand_in && !worker.owns(&at.key) {
+    if !here && (request.on_disk || !request.stand_in && !worker.owns(&at.key)) {
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };

@@ -1,6 +1,7 @@
 //! Workers in this process, on addresses of the loopback, with an S3 server beside them.
 
 mod harness;
+mod keep;
 
 use crate::metrics::Metrics;
 use bytes::Bytes;
@@ -534,8 +535,8 @@ fn the_flags_have_the_defaults_of_the_design() {
 async fn two_workers_never_share_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(UID);
-    let first = crate::folder::Folder::open(&path).unwrap();
-    let second = std::thread::spawn(move || crate::folder::Folder::open(&path).map(drop));
+    let first = crate::folder::Folder::open(&path, crate::LOCK_WAIT).unwrap();
+    let second = std::thread::spawn(move || crate::folder::Folder::open(&path, crate::LOCK_WAIT).map(drop));
     std::thread::sleep(Duration::from_millis(300));
     assert!(!second.is_finished());
     drop(first);

@@ -2,9 +2,10 @@
 
 use crate::{
     catalogs::Catalogs,
-    connection::{Connections, Mounted},
+    connection::{Connections, Keys},
     copies::AtOrigin,
     folder::{self, Folder, FolderError, State},
+    kept::Kept,
     metrics::Metrics,
     orders::Orders,
     report::{Report, Topic, folder_problem},
@@ -14,7 +15,7 @@ use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Received};
 use larder_peer::Roster;
 use parking_lot::Mutex;
-use std::{num::NonZeroU64, path::PathBuf, sync::Arc};
+use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -24,7 +25,9 @@ pub(crate) struct Settings {
     pub node: String,
     pub dataset_uid: String,
     pub dir: PathBuf,
-    pub mounted: Mounted,
+    pub keys: Keys,
+    /// Longest wait for another process that uses the folder.
+    pub lock_wait: Duration,
     pub floor: Floor,
     pub in_flight: u64,
     /// Bytes a second that the scrub reads; `None`: there is no scrub.
@@ -46,7 +49,7 @@ pub(crate) struct Worker {
     pub node: String,
     pub dataset_uid: String,
     pub folder: Folder,
-    pub mounted: Mounted,
+    pub keys: Keys,
     pub cache: Cache<OriginError>,
     pub scrub: Option<NonZeroU64>,
     pub catalogs: Catalogs,
@@ -65,6 +68,7 @@ pub(crate) struct Worker {
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
     pub at_origin: AtOrigin,
+    pub kept: Kept,
     /// Cancelled by Erase.
     pub erased: CancellationToken,
     pub jobs: TaskTracker,
@@ -88,7 +92,7 @@ const PAST_CACHE: usize = 16;
 impl Worker {
     /// Takes the folder over, as a worker before it left it. Blocks.
     pub fn open(settings: Settings, roster: watch::Receiver<Arc<Roster>>, metrics: Metrics) -> Result<Self, OpenError> {
-        let folder = Folder::open(&settings.dir)?;
+        let folder = Folder::open(&settings.dir, settings.lock_wait)?;
         let orders: Option<Orders> = folder::load(&folder.orders_file());
         let state: State = folder::load(&folder.state_file()).unwrap_or_default();
         let catalogs = Catalogs::load(&folder.catalogs())?;
@@ -111,7 +115,7 @@ impl Worker {
             node: settings.node,
             dataset_uid: settings.dataset_uid,
             folder,
-            mounted: settings.mounted,
+            keys: settings.keys,
             cache,
             scrub: settings.scrub,
             catalogs,
@@ -126,6 +130,7 @@ impl Worker {
             serving: Arc::new(Semaphore::new(SERVING >> 10)),
             past_cache: Semaphore::new(PAST_CACHE),
             at_origin: AtOrigin::default(),
+            kept: Kept::default(),
             erased: CancellationToken::new(),
             jobs: TaskTracker::new(),
         };

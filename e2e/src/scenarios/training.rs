@@ -97,6 +97,9 @@ impl<'a> Training<'a> {
     pub(super) fn epoch(&self, number: u32, cold: bool, timeout: Duration) -> Result<Epoch> {
         let cluster = &self.named.lab.cluster;
         self.wait_for(&format!("epoch {number} to begin"), timeout, |line| line["waiting"] == number)?;
+        if cold && number > 1 {
+            self.wait_for_copies(timeout)?;
+        }
         if cold {
             drop_caches()?;
         }
@@ -111,6 +114,17 @@ impl<'a> Training<'a> {
         let epoch = Epoch { number, cold, pods: pods.collect::<Result<_>>()?, counted: after.since(&before) };
         epoch.check(self.manifest, cluster.gpu_nodes().count()).with_context(|| format!("epoch {number}"))?;
         Ok(epoch)
+    }
+
+    /// Waits till each node has kept what its pod read on another one.
+    fn wait_for_copies(&self, timeout: Duration) -> Result<()> {
+        let bytes: u64 = self.manifest.values().map(|entry| entry.size).sum();
+        let others = self.pods.len() as u64 - 1;
+        self.named.lab.cluster.wait_until("copies of what the pods read", timeout, || {
+            let kept = Counters::read(self.named, &self.uid)?.kept;
+            ensure!(kept >= bytes * others, "{kept} of {} bytes are kept", bytes * others);
+            Ok(())
+        })
     }
 
     /// Waits till the job has succeeded: its pods have judged themselves.

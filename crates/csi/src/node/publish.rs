@@ -14,9 +14,6 @@ const AT_LEAST: Duration = Duration::from_secs(2);
 const PROBE: Duration = Duration::from_secs(5);
 /// Longest wait for the mounter to take a descriptor over.
 const SERVE: Duration = Duration::from_secs(10);
-/// How far the kernel reads ahead. With less, a reader of a file that is on another node waits for one round trip after the
-/// other; 4 MiB is what four of the kernel's longest reads fetch together.
-const READ_AHEAD_KIB: u32 = 4096;
 
 impl Plugin {
     pub(super) async fn publish(self: Arc<Self>, request: Publish) -> Result<(), NodeError> {
@@ -118,7 +115,7 @@ impl Plugin {
         drop(fuse);
         self.expect_alive(path).await?;
         if let Some(mount) = mount::top(path)?
-            && let Err(error) = control::set_read_ahead(mount.device.1, READ_AHEAD_KIB)
+            && let Err(error) = control::set_read_ahead(mount.device.1, control::READ_AHEAD_KIB)
         {
             tracing::warn!(identity = record.identity(), %error, "reads of files on other nodes will be slower");
         }

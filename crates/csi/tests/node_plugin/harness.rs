@@ -76,7 +76,7 @@ impl Lab {
             return None;
         }
         let watchdog = start_watchdog(base.path());
-        let _ = tokio::task::spawn_blocking(|| larder_telemetry::init("off")).await;
+        let _ = tokio::task::spawn_blocking(|| larder_telemetry::init("off", larder_telemetry::Format::Json)).await;
         for folder in ["k/pods", "h/r/mounter", "h/r/worker", "h/mnt/nvme0", "c"] {
             fs::create_dir_all(base.path().join(folder)).unwrap();
         }
@@ -357,6 +357,8 @@ fn start_worker(base: &Path, snapshots: &Snapshots) -> JoinHandle<()> {
                             let bytes = snapshots.lock().unwrap()[&snapshot].clone();
                             content(&Catalog::open(bytes).unwrap().path(inode - 1).unwrap())
                         }
+                        // Not answered.
+                        worker::Request::Reads { .. } => continue,
                     };
                     let mut file: File = tempfile::tempfile().unwrap();
                     file.write_all(&bytes).unwrap();

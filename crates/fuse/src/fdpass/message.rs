@@ -21,14 +21,14 @@ const CONTROL: usize = FDS_MAX * size_of::<RawFd>() + 64;
 struct Control(MaybeUninit<[u8; CONTROL]>);
 
 /// What recvmsg gave, not judged yet. All descriptors are owned here, so whatever happens they get closed.
-pub(super) struct Received {
+pub(crate) struct Received {
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
     flags: libc::c_int,
 }
 
 /// Without blocking: `WouldBlock` when there is no message.
-pub(super) fn receive(socket: RawFd) -> io::Result<Received> {
+pub(crate) fn receive(socket: RawFd) -> io::Result<Received> {
     // One byte more than the limit is not needed: a longer message sets MSG_TRUNC.
     let mut bytes = vec![0u8; MESSAGE_MAX];
     let mut control = Control(MaybeUninit::uninit());
@@ -83,7 +83,7 @@ unsafe fn take_fds(header: &libc::msghdr) -> Vec<OwnedFd> {
 type Whole = (Vec<u8>, Option<OwnedFd>);
 
 /// Refuses what is not one whole message with at most one whole descriptor. None is the end of the stream.
-pub(super) fn check(received: Received) -> Result<Option<Whole>, FdPassError> {
+pub(crate) fn check(received: Received) -> Result<Option<Whole>, FdPassError> {
     let Received { bytes, mut fds, flags } = received;
     if flags & libc::MSG_TRUNC != 0 {
         return Err(FdPassError::TooLong);

@@ -18,6 +18,14 @@ pub enum Request {
         /// Digest of the snapshot.
         digest: String,
     },
+    /// What pods of this node have read on other nodes. Not answered; from the first one on, the worker tells on this
+    /// connection what comes here ([`Reply::Arrived`]). When the connection ends, anything may have come since.
+    Reads {
+        /// Digest of the snapshot, the same in all reports of a connection.
+        snapshot: String,
+        /// Inode, and bytes of it since the last report.
+        files: Vec<(u64, u64)>,
+    },
 }
 
 /// Answered by the worker.
@@ -30,6 +38,11 @@ pub enum Reply {
     Absent {
         /// Is this node the owner, so that the file may be here soon?
         owner: bool,
+    },
+    /// Files of the reported snapshot that are complete on this node now.
+    Arrived {
+        /// Positions in its catalog + 1.
+        inodes: Vec<u64>,
     },
     /// What failed.
     Error(String),
@@ -46,5 +59,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&Reply::File {}).unwrap(), r#"{"file":{}}"#);
         assert_eq!(serde_json::to_string(&Reply::Absent { owner: true }).unwrap(), r#"{"absent":{"owner":true}}"#);
         assert_eq!(serde_json::to_string(&Reply::Error("e".into())).unwrap(), r#"{"error":"e"}"#);
+        let reads = Request::Reads { snapshot: "d".into(), files: vec![(7, 4096)] };
+        assert_eq!(serde_json::to_string(&reads).unwrap(), r#"{"reads":{"snapshot":"d","files":[[7,4096]]}}"#);
+        assert_eq!(serde_json::to_string(&Reply::Arrived { inodes: vec![7] }).unwrap(), r#"{"arrived":{"inodes":[7]}}"#);
     }
 }

@@ -7,7 +7,7 @@ use larder_fuse::{
 use parking_lot::Mutex;
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -42,6 +42,10 @@ pub(crate) struct LocalWorker {
 impl LocalWorker {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket, idle: Mutex::default(), away_until: Mutex::default() }
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Asks and waits for the answer, at most a second.

@@ -1,8 +1,8 @@
 //! One request to one worker.
 
 use super::Options;
-use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source};
-use bytes::{Bytes, BytesMut};
+use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source, buffers::Buffer};
+use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -22,6 +22,17 @@ pub(super) enum Failure {
     Broken(String),
     /// Another status than asked for, with the line of text that came with it.
     Status(StatusCode, String),
+}
+
+/// What of an object a worker is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Its own: it fetches what it lacks.
+    Owned,
+    /// In the place of the owner: it fetches too.
+    StandIn,
+    /// Only what lies on its disk.
+    OnDisk,
 }
 
 /// Pool of kept-alive connections, one request in flight on each.
@@ -54,7 +65,7 @@ impl Transport {
         address: SocketAddr,
         object: &ObjectRef<'_>,
         range: &Range<u64>,
-        stand_in: bool,
+        want: Want,
     ) -> Result<(Source, Bytes), Failure> {
         let uri = format!(
             "http://{address}/v1/{}/objects/{}?snapshot={}&inode={}{}",
@@ -62,7 +73,11 @@ impl Transport {
             object.key,
             object.snapshot,
             object.inode,
-            if stand_in { "&standin=1" } else { "" },
+            match want {
+                Want::Owned => "",
+                Want::StandIn => "&standin=1",
+                Want::OnDisk => "&disk=1",
+            },
         );
         let (parts, body) = self.get(&uri, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
@@ -89,20 +104,28 @@ impl Transport {
         Ok((self.exactly(body, range).await?, crc))
     }
 
+    /// Whatever it answers, it answers.
+    pub(super) async fn alive(&self, address: SocketAddr, dataset_uid: &str) -> bool {
+        let uri = format!("http://{address}/v1/{dataset_uid}/alive");
+        !matches!(self.get(&uri, None, StatusCode::NO_CONTENT).await, Err(Failure::NoAnswer(_) | Failure::Broken(_)))
+    }
+
     /// The whole body, if it is as long as the range.
     async fn exactly(&self, mut body: Incoming, range: &Range<u64>) -> Result<Bytes, Failure> {
         let len = (range.end - range.start) as usize;
-        let mut bytes = BytesMut::with_capacity(len);
+        let mut buffer = Buffer::new(len);
+        let mut rest = buffer.as_mut();
         while let Some(piece) = self.next(&mut body).await? {
-            if bytes.len() + piece.len() > len {
-                return Err(Failure::Broken(format!("sent more than the {len} bytes asked for")));
-            }
-            bytes.extend_from_slice(&piece);
+            let (into, behind) = rest
+                .split_at_mut_checked(piece.len())
+                .ok_or_else(|| Failure::Broken(format!("sent more than the {len} bytes asked for")))?;
+            into.copy_from_slice(&piece);
+            rest = behind;
         }
-        if bytes.len() < len {
-            return Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", bytes.len())));
+        match rest.len() {
+            0 => Ok(buffer.freeze()),
+            missing => Err(Failure::Broken(format!("sent {} of the {len} bytes asked for", len - missing))),
         }
-        Ok(bytes.freeze())
     }
 
     pub(super) async fn get(

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal};
+use crate::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Roster};
 use futures::StreamExt as _;
 use larder_core::{
     catalog::{Builder, Listed, digest},
@@ -13,6 +13,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -33,12 +34,15 @@ enum Way {
     /// Bytes and checksum do not belong together.
     Rots,
     Hangs,
+    Takes(Duration),
     Refuses(Refusal),
 }
 
 struct Fake {
     way: Mutex<Way>,
     asked: Mutex<Vec<ObjectRequest>>,
+    /// Has nothing on its disk.
+    empty: AtomicBool,
     catalog: Mutex<Vec<u8>>,
 }
 
@@ -51,8 +55,12 @@ fn file_of(bytes: &[u8]) -> File {
 impl ObjectSource for Fake {
     async fn object(&self, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
         let range = request.range.clone();
+        let on_disk = request.on_disk;
         self.asked.lock().push(request);
         let way = self.way.lock().clone();
+        if on_disk && self.empty.load(Relaxed) {
+            return Err(Refusal::NotFound("not here".into()));
+        }
         if range.end > SIZE {
             return Err(Refusal::Range { size: SIZE });
         }
@@ -68,6 +76,10 @@ impl ObjectSource for Fake {
             Way::BreaksOff => Body::Stream(futures::stream::iter(pieces(1).chain([Err(io::Error::other("disk"))])).boxed()),
             Way::Rots => Body::Bytes(Bytes::from(content(range.clone()))),
             Way::Hangs => std::future::pending().await,
+            Way::Takes(time) => {
+                tokio::time::sleep(time).await;
+                Body::File(file_of(&content(0..SIZE)))
+            }
             Way::Refuses(refusal) => return Err(refusal),
         };
         let sum = crc32c(&content(range));
@@ -102,7 +114,12 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// Whose answers are never so late that another node is asked too.
     async fn start() -> Self {
+        Self::start_with(|options| options.hedge = Duration::from_secs(60)).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Options)) -> Self {
         let ip = |n: u8| IpAddr::V4(Ipv4Addr::new(127, 0, 0, n + 2));
         let first = TcpListener::bind((ip(0), 0)).await.unwrap();
         let port = first.local_addr().unwrap().port();
@@ -113,20 +130,26 @@ impl Cluster {
         let (mut roster, mut workers) = (Roster::default(), BTreeMap::new());
         for (n, listener) in (0..).zip(listeners) {
             let node = format!("gpu-{n}");
-            let fake = Fake { way: Mutex::new(Way::File), asked: Mutex::default(), catalog: Mutex::default() };
+            let fake = Fake {
+                way: Mutex::new(Way::File),
+                asked: Mutex::default(),
+                empty: AtomicBool::new(false),
+                catalog: Mutex::default(),
+            };
             let (fake, stop) = (Arc::new(fake), CancellationToken::new());
             tokio::spawn(crate::serve(listener, Arc::clone(&fake), stop.clone()));
             roster.members.members.push(Member { node: node.clone(), weight: 1, since: 1, leaving: false });
             roster.addresses.insert(node.clone(), ip(n));
             workers.insert(node, (fake, stop));
         }
-        let options = Options {
+        let mut options = Options {
             port,
             silence: Duration::from_millis(300),
             whole: Duration::from_secs(3),
             down: Duration::from_millis(500),
             ..Options::default()
         };
+        change(&mut options);
         Self { client: Client::with_options("gpu-1", options), roster, workers }
     }
 
@@ -203,6 +226,53 @@ async fn a_hanging_owner_costs_its_silence_once() {
 }
 
 #[tokio::test]
+async fn a_late_answer_is_looked_for_on_the_next_disk_and_nobody_is_made_to_fetch() {
+    let cluster = Cluster::start_with(|o| (o.silence, o.quiet) = (Duration::from_secs(3), Duration::from_secs(2))).await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Takes(Duration::from_millis(800)));
+    let started = Instant::now();
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[1]);
+    assert!((20..700).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!(cluster.asked(&order[1]).iter().all(|r| r.on_disk && !r.stand_in));
+
+    // Who does not have it says so, and the owner's answer is waited for.
+    cluster.workers[&order[1]].0.empty.store(true, Relaxed);
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[0]);
+    assert_eq!((cluster.asked(&order[1]).len(), cluster.asked(&order[2]).len()), (1, 0));
+
+    // One that is late each time is not asked twice each time.
+    for _ in 0..12 {
+        cluster.client.inner.hedging.may();
+    }
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[0]);
+    assert_eq!(cluster.asked(&order[1]).len(), 0);
+}
+
+#[tokio::test]
+async fn an_owner_that_is_frozen_is_stood_in_for_and_one_that_fetches_is_waited_for() {
+    let times = |o: &mut Options| {
+        (o.hedge, o.quiet) = (Duration::from_secs(60), Duration::from_millis(200));
+        (o.silence, o.whole, o.down) = (Duration::from_secs(5), Duration::from_secs(9), Duration::from_secs(9));
+    };
+    let mut cluster = Cluster::start_with(times).await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Takes(Duration::from_secs(1)));
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[0]);
+    assert!(cluster.asked(&order[1]).is_empty(), "an owner that is alive is not stood in for");
+
+    // The kernel takes connections, nobody answers on them.
+    let port = cluster.client.inner.options.port;
+    let frozen = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 99), port)).await.unwrap();
+    cluster.roster.addresses.insert(order[0].clone(), frozen.local_addr().unwrap().ip());
+    for longest in [1000, 150] {
+        let started = Instant::now();
+        assert_eq!(cluster.read(0..9).await.unwrap().node, order[1]);
+        assert!(started.elapsed() < Duration::from_millis(longest), "{:?}", started.elapsed());
+    }
+    assert!(cluster.asked(&order[1]).iter().all(|r| r.stand_in));
+}
+
+#[tokio::test]
 async fn an_answer_that_breaks_off_is_never_passed_on() {
     let cluster = Cluster::start().await;
     let order = cluster.order();
@@ -237,7 +307,7 @@ async fn a_changed_object_is_read_only_from_disks_that_have_the_old_one() {
     cluster.way(&order[0], Way::Refuses(Refusal::Changed("etag".into())));
     cluster.way(&order[1], Way::Refuses(Refusal::NotFound("not the owner".into())));
     assert_eq!(cluster.read(0..9).await.unwrap().node, order[2]);
-    assert!(cluster.asked(&order[2]).iter().all(|r| !r.stand_in));
+    assert!(cluster.asked(&order[2]).iter().all(|r| r.on_disk));
     cluster.way(&order[2], Way::Refuses(Refusal::NotFound("not the owner".into())));
     let e = cluster.read(0..9).await.unwrap_err();
     assert!(matches!(&e, ReadError::Changed { detail, .. } if detail.contains("etag")), "{e}");

@@ -1,6 +1,7 @@
 //! Bodies that are sent piece by piece.
 
 use super::Body;
+use crate::buffers::Buffer;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
@@ -31,8 +32,8 @@ fn file_pieces(file: File, range: Range<u64>) -> impl futures::Stream<Item = io:
             let len = (end - at).min(PIECE) as usize;
             async move {
                 let read = tokio::task::spawn_blocking(move || {
-                    let mut buf = vec![0; len];
-                    file.read_exact_at(&mut buf, at).map(|()| Bytes::from(buf))
+                    let mut buffer = Buffer::new(len);
+                    file.read_exact_at(buffer.as_mut(), at).map(|()| buffer.freeze())
                 });
                 read.await.unwrap_or_else(|e| Err(io::Error::other(e)))
             }

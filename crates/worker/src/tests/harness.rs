@@ -2,7 +2,7 @@
 
 use crate::{
     Listeners,
-    connection::Mounted,
+    connection::{Keys, Mounted},
     metrics::Metrics,
     serve,
     worker::{Settings, Worker},
@@ -10,6 +10,7 @@ use crate::{
 use larder_cache::Floor;
 use larder_core::{
     catalog::Catalog,
+    key::ObjectKey,
     placement::{Member, Members},
 };
 use larder_fuse::{
@@ -22,6 +23,7 @@ use larder_origin::{
 };
 use larder_peer::{Client, Fetched, ObjectRef, Options, ReadError, Roster};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -59,6 +61,7 @@ pub(super) struct Node {
     control: SocketAddr,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
+    registry: Option<Registry>,
 }
 
 /// Some workers that know of each other.
@@ -76,11 +79,12 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
         node: node.into(),
         dataset_uid: UID.into(),
         dir: dir.to_owned(),
-        mounted: Mounted {
+        keys: Keys::Mounted(Mounted {
             credentials: dir.with_file_name("credentials"),
             ca: dir.with_file_name("ca"),
             folders: Folders::Beneath(vec![dir.with_file_name("origin")]),
-        },
+        }),
+        lock_wait: Duration::from_secs(60),
         floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
         scrub: None,
@@ -115,6 +119,7 @@ impl Cluster {
                 control: SocketAddr::from(([127, 0, 0, 1], 0)),
                 stop: CancellationToken::new(),
                 task: None,
+                registry: None,
                 name,
             };
             node.mount_credentials(ACCESS_KEY, "1");
@@ -155,6 +160,10 @@ impl Cluster {
         node.start(data, self.roster.subscribe(), self.options.clone()).await;
     }
 
+    pub fn owner(&self, key: &ObjectKey) -> String {
+        self.roster.borrow().members.owner(key).unwrap().node.clone()
+    }
+
     /// The first node's copy.
     pub fn catalog(&self, snapshot: &str) -> Catalog<File> {
         Catalog::open(File::open(self.nodes[0].dir.join("catalogs").join(snapshot)).unwrap()).unwrap()
@@ -171,7 +180,10 @@ impl Cluster {
 impl Node {
     async fn start(&mut self, data: TcpListener, roster: watch::Receiver<Arc<Roster>>, peer: Options) {
         let settings = settings(&self.name, &self.dir, peer);
-        let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, Metrics::default()));
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        self.registry = Some(registry);
+        let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, metrics));
         let worker = Arc::new(opening.await.unwrap().unwrap());
         let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.control = control.local_addr().unwrap();
@@ -234,9 +246,51 @@ impl Node {
         snapshot
     }
 
+    /// Reports reads of a snapshot as a mounter would.
+    pub async fn follow(&self, snapshot: &str) -> Follower {
+        Follower { conn: Conn::connect(&self.socket).await.unwrap(), snapshot: snapshot.to_owned() }
+    }
+
+    /// Waits until a counter is at a value.
+    pub async fn until_metric(&self, name: &str, value: u64) {
+        let line = format!("{name} {value}\n");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut text = String::new();
+            encode(&mut text, self.registry.as_ref().unwrap()).unwrap();
+            if text.contains(&line) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{line}{text}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub async fn ask(&self, request: Request) -> (Reply, Option<OwnedFd>) {
         let conn = Conn::connect(&self.socket).await.unwrap();
         conn.send(&request, None).await.unwrap();
         conn.recv().await.unwrap().unwrap()
+    }
+}
+
+/// A mounter's connection for reports.
+pub(super) struct Follower {
+    conn: Conn,
+    snapshot: String,
+}
+
+impl Follower {
+    pub async fn tell(&self, files: impl IntoIterator<Item = (u64, u64)>) {
+        let report = Request::Reads { snapshot: self.snapshot.clone(), files: files.into_iter().collect() };
+        self.conn.send(&report, None).await.unwrap();
+    }
+
+    /// What is told next.
+    pub async fn arrived(&self) -> Vec<u64> {
+        let told = tokio::time::timeout(Duration::from_secs(30), self.conn.recv()).await.expect("nothing arrived");
+        match told.unwrap().unwrap() {
+            (Reply::Arrived { inodes }, None) => inodes,
+            other => panic!("{other:?}"),
+        }
     }
 }

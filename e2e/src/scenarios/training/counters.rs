@@ -18,6 +18,8 @@ pub(crate) struct Counters {
     pub(crate) origin: u64,
     /// Given by workers to mounters and other workers.
     pub(crate) served: u64,
+    /// Of files of other nodes that workers have copied because they were read there.
+    pub(crate) kept: u64,
     /// Received by workers from the origin.
     pub(crate) fetched: u64,
     /// Sent by the origin, says its own log.
@@ -38,6 +40,7 @@ impl Counters {
         }
         for text in metrics(named, &format!("larder.dev/dataset-uid={uid}"), 7472)? {
             all.served += sum(&text, "larder_worker_served_bytes_total", &[]);
+            all.kept += sum(&text, "larder_worker_kept_bytes_total", &[]);
             all.fetched += sum(&text, "larder_worker_origin_bytes_total", &[]);
         }
         let folder = format!("{}/", named.name);
@@ -63,6 +66,7 @@ impl Counters {
             peer: join(self.peer, other.peer),
             origin: join(self.origin, other.origin),
             served: join(self.served, other.served),
+            kept: join(self.kept, other.kept),
             fetched: join(self.fetched, other.fetched),
             sent: join(self.sent, other.sent),
         }

@@ -37,20 +37,10 @@ impl Progress {
     }
 }
 
-/// Identifies what is listed. Changes exactly when the listing could have another result.
+/// Identifies what is listed.
 pub(super) fn listing_id(source: &Source) -> String {
-    let mut hash = blake3::Hasher::new_derive_key("larder 2026 listing id v1");
-    let mut field = |text: &str| {
-        hash.update(&(text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
-    };
-    field(&source.folder_uri());
-    field(source.endpoint.as_deref().unwrap_or_default());
-    for globs in [&source.include, &source.exclude] {
-        field(&globs.len().to_string());
-        globs.iter().for_each(|g| field(g));
-    }
-    hash.finalize().to_hex()[..32].to_owned()
+    let endpoint = source.endpoint.as_deref().unwrap_or_default();
+    larder_core::key::listing_id(&source.folder_uri(), endpoint, &source.include, &source.exclude)
 }
 
 /// Looks where the way stands. `all_here`: every selected node has a ready worker.

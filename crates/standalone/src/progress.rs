@@ -1,0 +1,66 @@
+//! A preload as people see it: a bar on a terminal, else a line now and then.
+
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use larder_proto::control::v1::{Phase, Preload};
+use std::{
+    io::{IsTerminal as _, stderr},
+    time::{Duration, Instant},
+};
+
+/// Between two lines where there is no terminal.
+const LINE: Duration = Duration::from_secs(10);
+const STYLE: &str = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {msg}  ETA {eta}";
+
+/// Shows one preload.
+pub(crate) struct Progress {
+    name: String,
+    shown: Shown,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines { last: Option<Instant> },
+}
+
+impl Progress {
+    pub fn new(name: &str) -> Self {
+        let bar = || {
+            // A template that is a constant of ours.
+            let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(0).with_style(style).with_prefix(name.to_owned())
+        };
+        let shown = if stderr().is_terminal() { Shown::Bar(bar()) } else { Shown::Lines { last: None } };
+        Self { name: name.to_owned(), shown }
+    }
+
+    pub fn show(&mut self, preload: &Preload) {
+        // Nothing is known before the share has been counted.
+        if preload.files_total == 0 {
+            return;
+        }
+        let files = format!("{}/{} files", preload.files_done, preload.files_total);
+        let over = preload.phase() != Phase::Running;
+        match &mut self.shown {
+            Shown::Bar(bar) => {
+                if bar.length() != Some(preload.bytes_total) {
+                    // What is here already is no speed.
+                    bar.set_length(preload.bytes_total);
+                    bar.set_position(preload.bytes_done);
+                    bar.reset_eta();
+                }
+                bar.set_position(preload.bytes_done);
+                bar.set_message(files);
+                if over {
+                    bar.abandon();
+                }
+            }
+            Shown::Lines { last } => {
+                if over || last.is_none_or(|last| last.elapsed() >= LINE) {
+                    *last = Some(Instant::now());
+                    let (done, total) = (BinaryBytes(preload.bytes_done), BinaryBytes(preload.bytes_total));
+                    eprintln!("{}: {done} of {total}, {files} on disk", self.name);
+                }
+            }
+        }
+    }
+}
