@@ -3,9 +3,9 @@
 mod files;
 mod journal;
 
-pub(crate) use files::{abandon, begin, create, finish, open};
 #[cfg(test)]
 pub(crate) use files::{STEPS, Whole};
+pub(crate) use files::{abandon, begin, create, finish, open};
 pub(crate) use journal::{Journal, append, load as load_journal};
 
 use crate::{

@@ -3,11 +3,7 @@
 
 use crate::layout;
 use larder_core::key::ObjectKey;
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 /// Most files kept, sidecars among them, and most bytes of them together: evidence, not storage.
 const FILES: usize = 16;

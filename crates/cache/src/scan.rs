@@ -24,8 +24,8 @@ pub(crate) struct Found {
     pub unfinished: Vec<(ObjectKey, Journal)>,
 }
 
-/// Threads that list folders; a disk has more requests in flight than one thread makes.
-const THREADS: usize = 8;
+/// Threads that list folders. On a cold disk they wait for it, so their number has nothing to do with that of the cores.
+const THREADS: usize = 16;
 
 /// Reads the folder, makes what is missing, removes what is not whole. Blocks.
 pub(crate) fn scan(dir: &Path) -> Result<Found, CacheError> {
@@ -41,9 +41,8 @@ pub(crate) fn scan(dir: &Path) -> Result<Found, CacheError> {
             discarded += list_shard(dir, &shard, &mut complete)?;
         }
     };
-    let threads = thread::available_parallelism().map_or(2, |n| n.get().min(THREADS));
     let listed = thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(list)).collect();
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(list)).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect::<Result<Vec<_>, _>>()
     })?;
     let (mut complete, mut discarded) = (Vec::new(), 0);
@@ -111,7 +110,8 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, CacheError> {
 }
 
 fn remove(path: &Path) -> Result<u64, CacheError> {
-    let removed = if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed =
+        if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(CacheError::disk("remove", path)(e)),
         _ => Ok(1),

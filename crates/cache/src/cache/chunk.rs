@@ -121,7 +121,12 @@ where
 }
 
 /// The chunk is on the disk; the last one makes the file complete.
-fn landed<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>, n: u64, crcs: &[u32]) {
+fn landed<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    n: u64,
+    crcs: &[u32],
+) {
     if fill.landed(n, crcs) {
         // Apart: the readers of this chunk do not wait for the disk to sync.
         let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
@@ -137,7 +142,8 @@ async fn compare<E: std::error::Error + Clone + Send + Sync + 'static>(
 ) -> Option<Vec<u32>> {
     let (dir, key, size, range, crcs) = (inner.dir.clone(), fill.key, fill.size, range.clone(), fill.crcs(range));
     let read = off(move || blocks::read(&fill::open(&dir, &key)?, size, &range, &crcs).map(|_| crcs)).await;
-    read.inspect_err(|error| tracing::info!(key = %fill.key, %error, "a chunk was not safely on the disk; it is fetched again")).ok()
+    read.inspect_err(|error| tracing::info!(key = %fill.key, %error, "a chunk was not safely on the disk; it is fetched again"))
+        .ok()
 }
 
 /// Memory for a fetch.

@@ -30,7 +30,12 @@ fn only_chunks_that_were_not_on_the_disk_are_fetched_again() {
     });
     assert_eq!(count.load(SeqCst), 2 * CHUNK);
     // The second chunk did not reach the disk before the power went.
-    File::options().write(true).open(layout::fill(dir.path(), &key(1))).unwrap().write_all_at(&[0; 4096], CHUNK + 4096).unwrap();
+    File::options()
+        .write(true)
+        .open(layout::fill(dir.path(), &key(1)))
+        .unwrap()
+        .write_all_at(&[0; 4096], CHUNK + 4096)
+        .unwrap();
     count.store(0, SeqCst);
     live(dir.path(), async |cache| {
         assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: SIZE });
@@ -97,7 +102,10 @@ enum Event {
     /// Begins to fetch everything and dies after so many milliseconds.
     Fill(u64),
     /// Zeros of data that was not synced, and a journal that is so many bytes shorter.
-    PowerLoss { blocks: Vec<u64>, cut: u64 },
+    PowerLoss {
+        blocks: Vec<u64>,
+        cut: u64,
+    },
     /// Of the complete or the unfinished file.
     Flip(u64),
 }
