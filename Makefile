@@ -32,8 +32,9 @@ unit:
 test: ## all tests, as CI runs them; ONLY=name runs the cluster tests of that name only
 	@e2e/ci
 
-bench: $(LAB) ## Larder against a plain S3 client and the local disk, side by side; results in target/bench
-	$(LAB) bench
+bench: $(LAB) ## Larder beside the local disk and plain programs; results in target/bench; QUICK=1 in under five minutes, ONLY=rows
+	$(CARGO) build --release -p larder-cli -p larder-bench --locked
+	target/release/larder-bench
 
 demo: ## the main job on a throwaway cluster; KEEP=1 leaves it up
 	@e2e/demo

@@ -66,6 +66,8 @@ struct State {
     authority: Authority,
     /// Of the two that the authority has issued.
     certificate: &'static str,
+    /// Objects, as `<bucket>/<key>`, that are answered with this status.
+    refused: Vec<(String, u16)>,
     backend: Option<Component>,
     front: Option<Component>,
 }
@@ -82,7 +84,7 @@ impl S3Server {
         // The pod networks are reached through the gateway, which forwards.
         let host = Host::add("s3", ADDRESS, "")?;
         let authority = certificate(&folder, 1)?;
-        let state = State { authorities: 1, authority, certificate: VALID, backend: None, front: None };
+        let state = State { authorities: 1, authority, certificate: VALID, refused: vec![], backend: None, front: None };
         let server = Self { tools: tools.clone(), run: run.clone(), host, folder, state: Mutex::new(state) };
         server.resume()?;
         Ok(server)
@@ -114,7 +116,7 @@ impl S3Server {
             front.stop_with_its_children();
         }
         let configuration = self.folder.join("nginx.conf");
-        let text = self.front_configuration(&state.authority, state.certificate);
+        let text = self.front_configuration(&state);
         fs::write(&configuration, text).context("write nginx's configuration")?;
         state.front = Some(Component::start(
             &self.run,
@@ -149,7 +151,12 @@ impl S3Server {
         }
     }
 
-    fn front_configuration(&self, authority: &Authority, certificate: &str) -> String {
+    fn front_configuration(&self, state: &State) -> String {
+        let State { authority, certificate, refused, .. } = state;
+        let refused = refused.iter().map(|(object, status)| {
+            let wait = if *status == 503 { "add_header Retry-After 1 always; " } else { "" };
+            format!("    location = \"/{object}\" {{ {wait}return {status}; }}\n")
+        });
         format!(
             r#"daemon off;
 user root;
@@ -172,10 +179,11 @@ http {{
   server {{
     listen {TLS_PORT} ssl backlog=1024; listen {PLAIN_PORT} backlog=1024;
     ssl_certificate {certificate}; ssl_certificate_key {key};
-    location / {{ proxy_pass http://backend; }}
+{refused}    location / {{ proxy_pass http://backend; }}
   }}
 }}
 "#,
+            refused = refused.collect::<String>(),
             folder = self.folder.display(),
             log = self.run.log_folder().display(),
             certificate = authority.certificate(certificate).display(),
@@ -213,6 +221,16 @@ http {{
     /// It did not come up again.
     pub fn let_certificate_expire(&self, expired: bool) -> Result<()> {
         self.state()?.certificate = if expired { EXPIRED } else { VALID };
+        self.start_front()
+    }
+
+    /// Answers requests for these objects, `<bucket>/<key>`, with these statuses, and all others as they should be. Connections
+    /// that are open break.
+    ///
+    /// # Errors
+    /// It did not come up again.
+    pub fn refuse(&self, objects: &[(&str, u16)]) -> Result<()> {
+        self.state()?.refused = objects.iter().map(|(object, status)| ((*object).to_owned(), *status)).collect();
         self.start_front()
     }
 

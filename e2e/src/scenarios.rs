@@ -10,6 +10,7 @@ mod disk;
 mod install;
 mod keys;
 mod larder;
+mod origin_trouble;
 mod readme;
 mod reboot;
 mod samples;
@@ -86,6 +87,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "an_origin_that_is_down_is_named_and_cached_data_is_read",
         bad_input::an_origin_that_is_down_is_named_and_cached_data_is_read,
+    )
+    .within(LONG),
+    Test::new(
+        "files_that_the_origin_does_not_give_are_named_and_heal",
+        origin_trouble::files_that_the_origin_does_not_give_are_named_and_heal,
     )
     .within(LONG),
     Test::new(

@@ -2,6 +2,7 @@
 
 mod check;
 mod chunk;
+mod evict;
 mod scrub;
 
 use crate::{
@@ -18,7 +19,7 @@ use bytes::Bytes;
 pub use check::Integrity;
 use check::{Checks, Damaged};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use larder_core::key::ObjectKey;
+use larder_core::{eviction::Wanted, key::ObjectKey};
 use parking_lot::Mutex;
 use std::{
     fs, io,
@@ -240,7 +241,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     {
         let mut last = CacheError::Erased { path: self.inner.dir.clone() };
         for _ in 0..TRIES {
-            let read = match self.find(object)? {
+            let read = match self.claim(object, evict::wanted(object, true)).await? {
                 Here::Complete => self.read_complete(&object.key, &range).await,
                 Here::Fill(fill) => {
                     self.chunks(&fill, covering(object.size, &range), &fetch).await?;
@@ -264,7 +265,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let Here::Fill(fill) = self.find(object)? else { return Ok(()) };
+        let Here::Fill(fill) = self.claim(object, evict::wanted(object, false)).await? else { return Ok(()) };
         let present = || futures::future::ready(Ok(())).boxed().shared();
         let flights = (0..chunks(object.size))
             .map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
@@ -344,7 +345,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     }
 
     /// The complete file or its fill; a new fill if there is neither.
-    fn find(&self, object: &Object) -> Result<Here<E>, CacheError> {
+    fn find(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
         let (inner, Object { key, size, keep }) = (&self.inner, *object);
         let mut index = inner.index.lock();
         if index.erased {
@@ -367,7 +368,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             let inner = Arc::clone(inner);
             move || {
                 let file = fill::create(&inner.dir, &key)?;
-                inner.space.reserve(&inner.dir, &layout::fill(&inner.dir, &key), &file, size)?;
+                let reserve = || inner.space.reserve(&inner.dir, &layout::fill(&inner.dir, &key), &file, size);
+                match reserve() {
+                    Err(CacheError::DiskFull { .. }) if inner.make_room(size, wanted) == size => reserve()?,
+                    reserved => reserved?,
+                }
                 fill::begin(&inner.dir, &key, size)
             }
         });

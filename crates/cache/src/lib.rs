@@ -39,7 +39,8 @@ mod unreadable;
 pub use blocks::Checked;
 pub use cache::{Cache, Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};
-pub use object::{Keep, Object};
+pub use larder_core::eviction::Keep;
+pub use object::Object;
 pub use space::Floor;
 
 /// Unit of fetch. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that

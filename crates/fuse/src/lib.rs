@@ -16,6 +16,7 @@ pub mod device;
 pub mod fdpass;
 pub mod fusermount;
 pub mod limits;
+pub mod map;
 pub mod mountinfo;
 pub mod protocol;
 pub mod session;

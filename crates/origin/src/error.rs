@@ -38,6 +38,12 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Does it hit every object, so that asking for another one is of no use?
+    #[must_use]
+    pub fn is_of_the_origin(self) -> bool {
+        !matches!(self, Self::AccessDenied | Self::ObjectNotFound | Self::Changed | Self::OriginFailed)
+    }
+
     /// CamelCase, for a condition.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -13,6 +13,8 @@
 mod credentials;
 mod directory;
 mod error;
+mod pace;
+mod patience;
 mod received;
 mod s3;
 mod source;
@@ -22,6 +24,8 @@ pub mod testing;
 pub use credentials::{Credentials, CredentialsError};
 pub use directory::{Directory, Folders};
 pub use error::{Error, Reason};
+pub use pace::{Lane, Pace, Turn};
+pub use patience::Patience;
 pub use received::Received;
 pub use s3::S3;
 pub use source::Source;
@@ -67,6 +71,10 @@ pub struct Access {
     pub ca: Option<Vec<u8>>,
     /// Folders that a source may name.
     pub folders: Folders,
+    /// How many requests go on at the same time; told what the origin says to that.
+    pub pace: Pace,
+    /// How long answers are waited for.
+    pub patience: Patience,
 }
 
 /// The origin of a source, by the scheme of its URI. Bytes received are added to `received`.
@@ -77,7 +85,7 @@ pub fn connect(source: &Source, access: &Access, received: Arc<Received>) -> Res
     if source.is_folder() {
         return Ok(Arc::new(Directory::new(source, access.folders.clone(), received)?));
     }
-    Ok(Arc::new(S3::new(source, access.credentials.clone(), access.ca.as_deref(), received)?))
+    Ok(Arc::new(S3::new(source, access, received)?))
 }
 
 #[cfg(test)]

@@ -2,30 +2,26 @@
 
 mod classify;
 mod page;
+mod read;
+mod tries;
 mod wire;
 
-use crate::{Credentials, Error, Item, Origin, Reason, Received, Source, source::Resolved};
-use bytes::{Bytes, BytesMut};
+use crate::{Access, Error, Item, Origin, Pace, Patience, Reason, Received, Source, source::Resolved};
+use bytes::Bytes;
 use classify::Action;
 use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use larder_core::catalog::Listed;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, GetOptions, GetRange, ObjectStore as _, RetryConfig,
+    Certificate, ClientOptions, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     list::{PaginatedListOptions, PaginatedListStore as _},
     path::Path,
 };
 use page::Page;
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc};
+use tries::{Failure, Tries};
 use wire::{Connector, Trace};
 
-/// An unanswered SYN is sent again after 1 s and 3 s: 5 s lets two of them be lost.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest silence inside an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
-/// Together with the waits above, a request fails within about a minute; who wants the bytes then decides anew.
-const RETRIES: usize = 4;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 /// More keys than Amazon puts in a page; a server that never ends would fill the memory otherwise.
 const PAGE_ENDLESS: usize = 1_000_000;
 
@@ -39,30 +35,27 @@ pub(crate) fn fetchable(key: &str) -> bool {
 pub struct S3 {
     store: AmazonS3,
     source: Resolved,
+    pace: Pace,
+    patience: Patience,
 }
 
 impl S3 {
-    /// `ca`: PEM of the only certificates to trust; `None`: the system's. Bytes received are added to `received`.
+    /// Bytes received are added to `received`.
     ///
     /// # Errors
     /// A source, credentials or CA that cannot be used; nothing is asked from the origin yet.
-    pub fn new(
-        source: &Source,
-        credentials: Option<Credentials>,
-        ca: Option<&[u8]>,
-        received: Arc<Received>,
-    ) -> Result<Self, Error> {
+    pub fn new(source: &Source, access: &Access, received: Arc<Received>) -> Result<Self, Error> {
         let anonymous = source.anonymous;
         let source = source.resolve()?;
         let plain = source.endpoint.as_ref().is_some_and(|e| e.starts_with("http://"));
         let mut options = ClientOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_read_timeout(READ_TIMEOUT)
+            .with_connect_timeout(access.patience.connect)
+            .with_read_timeout(access.patience.silence)
             .with_timeout_disabled()
             .with_allow_http(plain)
             // What is given is trusted instead of the system's roots; without TLS there is nothing to trust.
-            .with_no_system_certificates(ca.is_some() || plain);
-        if let Some(pem) = ca {
+            .with_no_system_certificates(access.ca.is_some() || plain);
+        if let Some(pem) = &access.ca {
             let certificates = Certificate::from_pem_bundle(pem).map_err(|e| {
                 Error::new(
                     Reason::InvalidSource,
@@ -79,20 +72,13 @@ impl S3 {
             .with_virtual_hosted_style_request(source.virtual_hosted)
             .with_allow_http(plain)
             .with_client_options(options)
-            .with_retry(RetryConfig {
-                backoff: BackoffConfig {
-                    init_backoff: Duration::from_millis(100),
-                    max_backoff: Duration::from_secs(5),
-                    base: 2.,
-                },
-                max_retries: RETRIES,
-                retry_timeout: RETRY_TIMEOUT,
-            })
+            // Tried again by us: object_store knows nothing of Retry-After, nor of what else goes on at the same time.
+            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
             .with_http_connector(Connector::new(received));
         if let Some(endpoint) = &source.endpoint {
             builder = builder.with_endpoint(endpoint);
         }
-        builder = match credentials {
+        builder = match access.credentials.clone() {
             _ if anonymous => builder.with_skip_signature(true),
             Some(c) => {
                 let builder = builder.with_access_key_id(c.access_key_id).with_secret_access_key(c.secret_access_key);
@@ -114,16 +100,27 @@ impl S3 {
         let store = builder
             .build()
             .map_err(|e| Error::new(Reason::InvalidSource, format!("{}: {e}; correct the source", source.uri)))?;
-        Ok(Self { store, source })
+        Ok(Self { store, source, pace: access.pace.clone(), patience: access.patience })
     }
 
     async fn page(&self, token: Option<String>) -> Result<(Page, Option<String>), Error> {
+        let mut tries = Tries::new(&self.pace, self.patience);
+        loop {
+            let began = tries.begin().await;
+            match self.page_once(token.clone()).await {
+                Ok(page) => return Ok(page),
+                Err(failure) => tries.again(began, failure).await?,
+            }
+        }
+    }
+
+    async fn page_once(&self, token: Option<String>) -> Result<(Page, Option<String>), Failure> {
         let trace = Trace::default();
         let mut extensions = http::Extensions::new();
         extensions.insert(trace.clone());
         let options = PaginatedListOptions { page_token: token, extensions, ..PaginatedListOptions::default() };
         let prefix = Some(self.source.prefix.as_str()).filter(|p| !p.is_empty());
-        let failed = |e: &object_store::Error| classify::error(&self.source, Action::List, &trace.take(), e);
+        let failed = |e: &object_store::Error| classify::failure(&self.source, Action::List, &trace.take(), e);
         let mut answer = self.store.list_paginated(prefix, options).await.map_err(|e| failed(&e))?;
         let page = answer.result.extensions.remove::<Page>().unwrap_or_default();
         Ok((page, answer.page_token))
@@ -189,46 +186,8 @@ impl Origin for S3 {
     }
 
     fn read_range<'a>(&'a self, path: &'a str, version: &'a str, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, Error>> {
-        Box::pin(async move {
-            let key = format!("{}{path}", self.source.prefix);
-            let what = Action::Read { key: &key };
-            let location = Path::parse(&key).ok().filter(|p| p.as_ref() == key).ok_or_else(|| {
-                Error::new(Reason::ObjectNotFound, format!("{key:?} cannot be asked for; take a new snapshot"))
-            })?;
-            let trace = Trace::default();
-            let mut options = GetOptions {
-                if_match: Some(quoted(version)),
-                range: Some(GetRange::Bounded(range.clone())),
-                ..GetOptions::default()
-            };
-            options.extensions.insert(trace.clone());
-            let failed = |e: &object_store::Error| classify::error(&self.source, what, &trace.take(), e);
-            let answer = self.store.get_opts(&location, options).await.map_err(|e| failed(&e))?;
-            // Not every server heeds If-Match.
-            if answer.meta.e_tag.as_deref().map(quoted) != Some(quoted(version)) {
-                return Err(classify::changed(&self.source, &key));
-            }
-            let len = (range.end - range.start) as usize;
-            let mut bytes = BytesMut::with_capacity(len);
-            let mut body = answer.into_stream();
-            while let Some(piece) = body.next().await {
-                let piece = piece.map_err(|e| failed(&e))?;
-                if bytes.len() + piece.len() > len {
-                    return Err(classify::odd(&self.source, what, "sent more bytes than asked for"));
-                }
-                bytes.extend_from_slice(&piece);
-            }
-            if bytes.len() < len {
-                return Err(classify::odd(&self.source, what, "sent fewer bytes than asked for"));
-            }
-            Ok(bytes.freeze())
-        })
+        Box::pin(self.read(path, version, range))
     }
-}
-
-/// As If-Match wants it: some servers list ETags without their quotes.
-fn quoted(version: &str) -> String {
-    if version.ends_with('"') { version.to_owned() } else { format!("\"{version}\"") }
 }
 
 #[cfg(test)]

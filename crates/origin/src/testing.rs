@@ -9,11 +9,18 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, stream, stream::BoxStream};
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use parking_lot::Mutex;
 use quick_xml::escape::escape;
-use std::{collections::BTreeMap, io, net::SocketAddr, ops::Bound, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    net::SocketAddr,
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
 
 /// The bucket's name.
 pub const BUCKET: &str = "data";
@@ -25,14 +32,39 @@ pub const ACCESS_KEY: &str = "larder";
 pub struct Faults {
     /// Answer every request with this status and code.
     pub refuse: Option<(u16, &'static str)>,
-    /// Answer so many requests for objects with 500, then none.
-    pub fail_gets: u32,
-    /// Break so many bodies of objects off half-way, then none.
-    pub cut_gets: u32,
+    /// What happens to the next requests for objects, one after the other.
+    pub gets: VecDeque<Fault>,
+    /// What happens to every request for one of these objects.
+    pub keys: BTreeMap<String, Fault>,
+    /// Answer 503 to requests for objects while so many others are under way, with this Retry-After.
+    pub at_most: Option<(u64, Option<u32>)>,
     /// Wait before each answer with an object.
     pub delay: Duration,
     /// Ignore If-Match, as some servers do.
     pub ignore_if_match: bool,
+}
+
+/// What goes wrong with one request for an object.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Answers with this status and code.
+    Status(u16, &'static str),
+    /// The same with this Retry-After, in seconds.
+    StatusAndRetryAfter(u16, &'static str, u32),
+    /// Breaks the body off half-way.
+    Cut,
+    /// Sends half of the body, as if that were all.
+    Short,
+    /// Sends a byte too many.
+    Long,
+    /// Sends the bytes after those that were asked for.
+    Elsewhere,
+    /// Sends the whole object, whatever was asked for.
+    Whole,
+    /// Sends half of the body and then nothing more, without an end.
+    Stall,
+    /// Sends a byte in so much time.
+    Trickle(Duration),
 }
 
 /// What was asked.
@@ -46,6 +78,8 @@ pub struct Seen {
     pub bytes: u64,
     /// Most requests for objects at the same time.
     pub parallel: u64,
+    /// Requests for objects that were refused, because there were too many.
+    pub throttled: u64,
 }
 
 #[derive(Default)]
@@ -195,59 +229,104 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
 }
 
 async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> Response {
-    let delay = {
+    let (delay, fault) = {
         let mut s = shared.lock();
         s.seen.gets += 1;
+        if let Some((most, retry_after)) = s.faults.at_most
+            && s.running >= most
+        {
+            s.seen.throttled += 1;
+            return refused(503, "SlowDown", retry_after);
+        }
         s.running += 1;
         s.seen.parallel = s.seen.parallel.max(s.running);
-        s.faults.delay
+        (s.faults.delay, s.faults.keys.get(key).cloned().or_else(|| s.faults.gets.pop_front()))
     };
-    let _running = Running(Arc::clone(shared));
+    let running = Running(Arc::clone(shared));
     tokio::time::sleep(delay).await;
-    let mut s = shared.lock();
-    if s.faults.fail_gets > 0 {
-        s.faults.fail_gets -= 1;
-        return error(500, "InternalError");
+    match fault {
+        Some(Fault::Status(status, code)) => return error(status, code),
+        Some(Fault::StatusAndRetryAfter(status, code, seconds)) => return refused(status, code, Some(seconds)),
+        _ => {}
     }
-    let Some((bytes, e_tag)) = s.objects.get(key).cloned() else {
-        return error(404, "NoSuchKey");
+    let (ignore_if_match, found) = {
+        let s = shared.lock();
+        (s.faults.ignore_if_match, s.objects.get(key).cloned())
     };
-    let if_match = headers.get(header::IF_MATCH).filter(|_| !s.faults.ignore_if_match);
+    let Some((bytes, e_tag)) = found else { return error(404, "NoSuchKey") };
+    let if_match = headers.get(header::IF_MATCH).filter(|_| !ignore_if_match);
     if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes()) {
         return error(412, "PreconditionFailed");
     }
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
-    let (status, start, end) = match range.and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<usize>().ok()? + 1))) {
+    let range = range.and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<usize>().ok()? + 1)));
+    let (status, start, end) = match range.filter(|_| !matches!(fault, Some(Fault::Whole))) {
         None => (StatusCode::OK, 0, bytes.len()),
         Some((start, _)) if start >= bytes.len() => return error(416, "InvalidRange"),
         Some((start, end)) => (StatusCode::PARTIAL_CONTENT, start, end.min(bytes.len())),
     };
-    let mut part = bytes.slice(start..end);
-    let body = if s.faults.cut_gets > 0 {
-        s.faults.cut_gets -= 1;
-        part.truncate(part.len() / 2);
-        s.seen.bytes += part.len() as u64;
-        // The pause lets the first half out before the connection breaks.
-        let broken = stream::once(async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            Err(io::Error::other("cut off on purpose"))
-        });
-        Body::from_stream(stream::iter([Ok(part)]).chain(broken))
-    } else {
-        s.seen.bytes += part.len() as u64;
-        Body::from(part)
-    };
+    let (start, end) = if matches!(fault, Some(Fault::Elsewhere)) { (end, end + (end - start)) } else { (start, end) };
+    let (len, body) = body(shared, bytes.slice(start.min(bytes.len())..end.min(bytes.len())), fault.as_ref());
+    // A request is under way until its body is sent.
+    let body = body.map(move |piece| {
+        let _ = &running;
+        piece
+    });
     (
         status,
         [
             (header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len())),
-            (header::CONTENT_LENGTH, (end - start).to_string()),
+            (header::CONTENT_LENGTH, len.to_string()),
             (header::ETAG, e_tag),
             (header::LAST_MODIFIED, "Fri, 02 Jan 2026 03:04:05 GMT".to_owned()),
         ],
-        body,
+        Body::from_stream(body),
     )
         .into_response()
+}
+
+type Pieces = BoxStream<'static, Result<Bytes, io::Error>>;
+
+/// What the head says about its length, and the body.
+fn body(shared: &Mutex<Shared>, whole: Bytes, fault: Option<&Fault>) -> (usize, Pieces) {
+    let (len, half) = (whole.len(), whole.slice(..whole.len() / 2));
+    let pieces = |bytes: Bytes| stream::iter([Ok(bytes)]);
+    let (sent, len, body): (usize, usize, Pieces) = match fault {
+        Some(Fault::Cut) => {
+            // The pause lets the first half out before the connection breaks.
+            let broken = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(io::Error::other("cut off on purpose"))
+            });
+            (half.len(), len, pieces(half).chain(broken).boxed())
+        }
+        Some(Fault::Short) => (half.len(), half.len(), pieces(half).boxed()),
+        Some(Fault::Long) => {
+            let long: Bytes = whole.iter().copied().chain([0]).collect();
+            (len + 1, len + 1, pieces(long).boxed())
+        }
+        Some(Fault::Stall) => (half.len(), len, pieces(half).chain(stream::pending()).boxed()),
+        Some(Fault::Trickle(pause)) => {
+            let pause = *pause;
+            let bytes = stream::iter((0..len).map(move |i| whole.slice(i..i + 1)));
+            let slow = bytes.then(move |byte| async move {
+                tokio::time::sleep(pause).await;
+                Ok(byte)
+            });
+            (0, len, slow.boxed())
+        }
+        _ => (len, len, pieces(whole).boxed()),
+    };
+    shared.lock().seen.bytes += sent as u64;
+    (len, body)
+}
+
+fn refused(status: u16, code: &str, retry_after: Option<u32>) -> Response {
+    let mut response = error(status, code);
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 struct Running(Arc<Mutex<Shared>>);

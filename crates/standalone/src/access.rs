@@ -43,7 +43,7 @@ pub(crate) fn find(dataset: &Dataset, flags: &Source, env: impl Fn(&str) -> Opti
     // Whoever mounts could read a folder anyway.
     let folders = Folders::Any;
     if source.uri.starts_with("file:") {
-        return Ok(Access { credentials: None, ca, folders });
+        return Ok(Access { ca, folders, ..Access::default() });
     }
     let credentials = match (source.credentials.secret_ref.is_some(), source.credentials.anonymous.is_some()) {
         (true, true) | (false, false) => return Err(AccessError::NotOne),
@@ -53,7 +53,7 @@ pub(crate) fn find(dataset: &Dataset, flags: &Source, env: impl Fn(&str) -> Opti
             None => from_environment(env)?,
         }),
     };
-    Ok(Access { credentials, ca, folders })
+    Ok(Access { credentials, ca, folders, ..Access::default() })
 }
 
 fn from_environment(env: impl Fn(&str) -> Option<String>) -> Result<Credentials, AccessError> {

@@ -10,7 +10,7 @@ use crate::{
     report::{Report, Topic, origin_problem, problem, reasons},
     worker::Worker,
 };
-use larder_origin::{Access, Credentials, Error, Folders, Origin, Reason, Received};
+use larder_origin::{Access, Credentials, Error, Folders, Origin, Pace, Patience, Reason, Received};
 use larder_proto::control::v1::Problem;
 use parking_lot::Mutex;
 use std::{
@@ -158,14 +158,15 @@ async fn connect(worker: &Worker, source: Option<&Source>) {
     let folders = match &worker.keys {
         Keys::Mounted(folders) => folders,
         Keys::Given(access) => {
-            let connection = Connection::new(source.clone(), true, access.clone(), &worker.received);
+            let access = Access { pace: worker.pace.clone(), ..access.clone() };
+            let connection = Connection::new(source.clone(), true, access, &worker.received);
             worker.connections.newest.send_replace(Some(Arc::new(connection)));
             return std::future::pending().await;
         }
     };
     let started = Instant::now();
     loop {
-        let mounted = look(folders, source, &worker.received).await;
+        let mounted = look(folders, source, &worker.pace, &worker.received).await;
         let exact = matches!(&mounted, Ok(c) if c.exact);
         report(&worker.report, &mounted, folders, source, started.elapsed());
         if let Ok(connection) = mounted {
@@ -214,8 +215,8 @@ fn report(report: &Report, mounted: &Result<Connection, Problem>, folders: &Moun
     }
 }
 
-async fn look(folders: &Mounted, source: &Source, received: &Arc<Received>) -> Result<Connection, Problem> {
-    let (folders, source, received) = (folders.clone(), source.clone(), Arc::clone(received));
+async fn look(folders: &Mounted, source: &Source, pace: &Pace, received: &Arc<Received>) -> Result<Connection, Problem> {
+    let (folders, source, pace, received) = (folders.clone(), source.clone(), pace.clone(), Arc::clone(received));
     let looked = tokio::task::spawn_blocking(move || {
         let disk = |e: io::Error| problem(reasons::CREDENTIALS_INVALID, format!("read mounted credentials or CA: {e}"));
         let generation =
@@ -234,7 +235,7 @@ async fn look(folders: &Mounted, source: &Source, received: &Arc<Received>) -> R
             same && is(&source.credentials_generation, before.0.as_deref()) && is(&source.ca_generation, before.1.as_deref());
         // A CA that the orders do not know of is being removed.
         let ca = ca.filter(|_| !source.ca_generation.is_empty());
-        let access = Access { credentials, ca, folders: folders.folders };
+        let access = Access { credentials, ca, folders: folders.folders, pace, patience: Patience::default() };
         Ok(Connection::new(source, exact, access, &received))
     });
     looked.await.unwrap_or_else(|e| Err(problem(reasons::CREDENTIALS_INVALID, format!("read mounted credentials: {e}"))))

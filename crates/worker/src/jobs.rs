@@ -1,6 +1,7 @@
 //! What the worker does by itself. Each job pursues one goal that it reads from the orders; when the goal changes, the job drops
 //! what it does and begins anew. A job that failed tries again with a growing pause; none ever ends the process.
 
+mod failures;
 pub(crate) mod keep;
 pub(crate) mod listing;
 pub(crate) mod preload;

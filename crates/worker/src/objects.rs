@@ -3,14 +3,14 @@
 use crate::{
     copies,
     metrics::{BySource, ByStatus},
-    report::{Topic, cache_problem},
+    report::{Topic, cache_problem, origin_problem},
     worker::{Located, Worker, locate},
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use larder_cache::{CHUNK, CacheError, Checked, Keep, Object, ReadError};
 use larder_core::key::ObjectKey;
-use larder_origin::{Error as OriginError, Reason};
+use larder_origin::{Error as OriginError, Lane, Reason};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
 use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
 
@@ -147,7 +147,7 @@ async fn pieces(
 }
 
 async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Checked, Refusal> {
-    let fetch = fetcher(worker, at, stand_in);
+    let fetch = fetcher(worker, at, stand_in, Lane::Reader);
     let object = Object { key: at.key, size: at.size, keep: if worker.owns(&at.key) { Keep::Own } else { Keep::Copy } };
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
         Ok(checked) => Ok(checked),
@@ -168,6 +168,7 @@ pub(crate) fn fetcher(
     worker: &Arc<Worker>,
     at: &Located,
     stand_in: bool,
+    lane: Lane,
 ) -> impl Fn(Range<u64>) -> BoxFuture<'static, Result<Bytes, OriginError>> + Clone + Send + Sync + 'static {
     let (worker, at) = (Arc::clone(worker), Arc::new(at.clone()));
     move |range| {
@@ -177,8 +178,18 @@ pub(crate) fn fetcher(
                 return Ok(bytes);
             }
             copies::at_origin(&worker, at.key, &range);
-            let origin = worker.connections.now()?.origin_of(&at.origin)?;
-            origin.read_range(&at.path, &at.version, range).await
+            let _turn = worker.pace.turn(lane).await;
+            let read = async {
+                let origin = worker.connections.now()?.origin_of(&at.origin)?;
+                origin.read_range(&at.path, &at.version, range).await
+            };
+            // Told here: a reader may have gone away before it ends.
+            let tell = |e: &OriginError| worker.report.set(Topic::Read, Some(origin_problem(e)));
+            read.await.inspect_err(|e| {
+                if lane == Lane::Reader {
+                    tell(e)
+                }
+            })
         })
     }
 }

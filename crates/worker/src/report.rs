@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -57,6 +57,8 @@ pub(crate) enum Topic {
     /// Orders and counters are in force and not on the disk.
     Store,
     Keep,
+    /// Reads that nobody but the origin could answer.
+    Read,
     /// Files that turned out to be bad. The last: they are fetched again, and people have time to look at the disk.
     Integrity,
 }
@@ -65,7 +67,7 @@ impl Topic {
     /// What happened rather than is: it stays a problem for so long after the last time.
     fn lasts(self) -> Option<Duration> {
         match self {
-            Self::Keep => Some(Duration::from_secs(60)),
+            Self::Keep | Self::Read => Some(Duration::from_secs(60)),
             Self::Integrity => Some(Duration::from_secs(3600)),
             Self::Connect | Self::Snapshot | Self::Store => None,
         }
@@ -91,6 +93,10 @@ pub(crate) struct Progress {
     pub files_total: AtomicU64,
     pub files_done: AtomicU64,
     pub files_failed: AtomicU64,
+    /// Fetches that succeeded.
+    pub fetches: AtomicU64,
+    /// Nothing comes from the origin just now.
+    stuck: AtomicBool,
     ending: Mutex<(pb::Phase, Option<pb::Problem>)>,
 }
 
@@ -111,7 +117,22 @@ impl Progress {
             files_done: copy(&self.files_done),
             files_failed: copy(&self.files_failed),
             ending: Mutex::new(self.ending.lock().clone()),
+            ..Self::default()
         })
+    }
+
+    /// The origin is away: told at once, because nothing else will be for a while.
+    pub fn stuck(&self, problem: pb::Problem) {
+        self.stuck.store(true, Relaxed);
+        self.end(pb::Phase::Failed, Some(problem));
+    }
+
+    /// Something was fetched.
+    pub fn goes_on(&self) {
+        self.fetches.fetch_add(1, Relaxed);
+        if self.stuck.load(Relaxed) && self.stuck.swap(false, Relaxed) {
+            self.end(pb::Phase::Running, None);
+        }
     }
 
     pub fn end(&self, phase: pb::Phase, problem: Option<pb::Problem>) {
@@ -131,11 +152,13 @@ impl Progress {
     fn to_proto(&self) -> pb::Preload {
         let (phase, problem) = self.ending.lock().clone();
         let bytes_total = self.bytes_total.load(Relaxed);
+        // All of them are there when every file is whole and durable, not when the last byte has come.
+        let most = if phase == pb::Phase::Succeeded { bytes_total } else { bytes_total.saturating_sub(1) };
         pb::Preload {
             snapshot: self.snapshot.clone(),
             phase: phase.into(),
             bytes_total,
-            bytes_done: self.bytes_done.load(Relaxed).min(bytes_total),
+            bytes_done: self.bytes_done.load(Relaxed).min(most),
             files_total: self.files_total.load(Relaxed),
             files_done: self.files_done.load(Relaxed),
             files_failed: self.files_failed.load(Relaxed),
@@ -175,7 +198,7 @@ impl Report {
         let until = topic.lasts().map(|time| Instant::now() + time);
         match problem {
             Some(p) => {
-                // Numbers in the text of a disk problem change all the time; its reason does not.
+                // What happens again and again names another file, or other numbers, each time; its reason is the same.
                 if problems.get(&topic).is_none_or(|(old, _)| old.reason != p.reason || (until.is_none() && *old != p)) {
                     tracing::warn!(?topic, reason = p.reason, message = p.message, "problem");
                 }

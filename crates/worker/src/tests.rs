@@ -8,7 +8,7 @@ use bytes::Bytes;
 use harness::{Cluster, UID, orders};
 use larder_core::catalog::Catalog;
 use larder_fuse::protocol::worker::{Reply, Request};
-use larder_origin::testing::FakeS3;
+use larder_origin::testing::{FakeS3, Fault};
 use larder_peer::{ReadError, Source};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
 use larder_telemetry::Health;
@@ -405,9 +405,104 @@ async fn failed_fetches_are_tried_again_until_the_share_is_complete() {
     assert_eq!(preload.problem.unwrap().reason, "AccessDenied");
     // An object without content needs no fetch.
     assert_eq!((preload.files_done, preload.bytes_done), (1, 0));
-    server.faults(|f| (f.refuse, f.cut_gets, f.fail_gets) = (None, 3, 3));
+    let faults = [Fault::Cut, Fault::Status(500, "InternalError")].into_iter().cycle().take(6);
+    server.faults(|f| (f.refuse, f.gets) = (None, faults.collect()));
     node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
     read_all(&cluster, &snapshot, &files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_cannot_be_had_are_named_and_stop_no_other() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    let faults = [("train/0/0.jpg", 403, "AccessDenied"), ("train/1/1.jpg", 404, "NoSuchKey"), ("big.bin", 400, "Strange")];
+    let fault = |(path, status, code): (&str, u16, &'static str)| (format!("demo/{path}"), Fault::Status(status, code));
+    server.faults(|f| f.keys = faults.map(fault).into());
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
+    assert_eq!((preload.files_failed, preload.files_done), (3, files.len() as u64 - 3));
+    let problem = preload.problem.unwrap();
+    assert!(["AccessDenied", "ObjectNotFound", "OriginFailed"].contains(&problem.reason.as_str()), "{problem:?}");
+    for (path, ..) in faults {
+        assert!(problem.message.contains(path), "{problem:?}");
+    }
+    let status = node.status().await;
+    assert_eq!((status.origin_bytes, status.problems.len()), (server.seen().bytes, 0));
+    // A reader gets the reason too, and so does the status.
+    let index = cluster.catalog(&snapshot).lookup(0, "big.bin").unwrap().unwrap();
+    let e = cluster.read(&snapshot, index, 0..9).await.unwrap_err();
+    assert!(e.to_string().contains("400 Strange"), "{e}");
+    assert_eq!(node.status().await.problems[0].reason, "OriginFailed");
+    server.faults(|f| f.keys.clear());
+    node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    read_all(&cluster, &snapshot, &files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_goes_away_is_told_at_once_and_waited_for() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    server.faults(|f| f.refuse = Some((404, "NoSuchBucket")));
+    node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
+    assert_eq!((preload.problem.unwrap().reason.as_str(), preload.files_failed), ("BucketNotFound", 0));
+    server.faults(|f| f.refuse = None);
+    let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    assert_eq!((preload.problem, preload.bytes_done), (None, size(&files)));
+    assert_eq!(node.status().await.origin_bytes, size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_share_an_origin_keep_to_what_it_gives_them() {
+    let server = FakeS3::start().await;
+    let content = Bytes::from(vec![1; 1000]);
+    let files: BTreeMap<_, _> = (0..800).map(|n| (format!("{n}"), content.clone())).collect();
+    files.iter().for_each(|(path, bytes)| server.put(&format!("demo/{path}"), bytes.clone()));
+    let cluster = Cluster::start(4).await;
+    let snapshot = cluster.nodes[0].list(&server).await;
+    server.faults(|f| (f.delay, f.at_most) = (Duration::from_millis(20), Some((8, None))));
+    for node in &cluster.nodes {
+        node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
+    }
+    for node in &cluster.nodes {
+        let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+        assert_eq!((preload.files_failed, preload.bytes_done), (0, preload.bytes_total));
+    }
+    let seen = server.seen();
+    assert_eq!(seen.bytes, size(&files));
+    // Four workers with 24 requests each, without a thought for the origin, would have more refused than answered.
+    assert!(seen.throttled > 0 && seen.throttled < seen.gets / 3, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_readers_of_cold_files_share_the_memory_for_what_is_in_flight() {
+    let server = FakeS3::start().await;
+    let content = (0..4 << 20).map(|i: usize| (i ^ (i >> 8)) as u8).collect::<Bytes>();
+    let files: BTreeMap<_, _> = (0..50).map(|n| (format!("{n}"), content.clone())).collect();
+    files.iter().for_each(|(path, bytes)| server.put(&format!("demo/{path}"), bytes.clone()));
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
+    let indices: Vec<_> = cluster.catalog(&snapshot).file_indices().map(Result::unwrap).collect();
+    let reads = (0..1000).map(|n| {
+        let (from, index) = (n as u64 * 4093, indices[n % indices.len()]);
+        let (cluster, snapshot, content) = (&cluster, &snapshot, &content);
+        async move {
+            let got = cluster.read(snapshot, index, from..from + 65536).await.unwrap();
+            assert!(got.bytes == content[from as usize..from as usize + 65536]);
+        }
+    });
+    futures::future::join_all(reads).await;
+    let seen = server.seen();
+    // 64 MiB are in flight at most, in chunks of 4.
+    assert_eq!((seen.bytes, seen.parallel <= 16), (size(&files), true), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use crate::{
 };
 use larder_cache::{Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
-use larder_origin::{Error as OriginError, Received};
+use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
 use parking_lot::Mutex;
 use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
@@ -56,6 +56,7 @@ pub(crate) struct Worker {
     pub orders: watch::Sender<Option<Arc<Orders>>>,
     pub connections: Connections,
     pub received: Arc<Received>,
+    pub pace: Pace,
     pub peers: larder_peer::Client,
     pub roster: watch::Receiver<Arc<Roster>>,
     pub report: Report,
@@ -84,8 +85,9 @@ pub(crate) struct Located {
     pub key: ObjectKey,
 }
 
-/// Bytes of answers in memory, all peers together.
-const SERVING: usize = 256 << 20;
+/// Bytes of answers in memory, all peers together: with what is in flight from the origin well below 256 MiB, and as much as
+/// 750 readers of 128 KiB ask for at once.
+const SERVING: usize = 96 << 20;
 /// Reads past the cache at the same time, 4 MiB each.
 const PAST_CACHE: usize = 16;
 
@@ -122,6 +124,7 @@ impl Worker {
             orders: watch::Sender::new(orders.map(Arc::new)),
             connections: Connections::new(),
             received,
+            pace: Pace::default(),
             roster,
             report: Report::default(),
             metrics,

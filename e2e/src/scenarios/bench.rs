@@ -7,7 +7,7 @@
 //!   same files on the node's disk; page caches are dropped before each. The claim's files that another node owns come from
 //!   there.
 //!
-//! Machines are noisy, so all is repeated, in turns, and medians are compared.
+//! Machines are noisy, so all is repeated, in turns; `larder-bench` compares.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::report::{say, step, with_heartbeat};
 use crate::s3::{ACCESS_KEY, NAME, REGION, SECRET_KEY};
 use crate::tools::repository;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const MIB: f64 = 1_048_576.0;
 const LONG: Duration = Duration::from_secs(600);
 
@@ -37,7 +37,7 @@ const CHUNK_MIB: usize = 4;
 /// Four readers; as many as the nodes of the test cluster can keep busy.
 const READ: &str = "find \"$0\" -type f -print0 | xargs -0 -n 32 -P 4 cat > /dev/null";
 
-/// Measures, prints a table and writes `target/bench/results.json`.
+/// Measures and writes `target/bench/cluster.json`.
 ///
 /// # Errors
 /// Something did not work; that something is slow is no error.
@@ -69,7 +69,7 @@ pub fn bench(lab: &Lab) -> Result<()> {
     }
     lab.cluster.delete_and_wait("pods", Some(named.namespace), "bench", LONG)?;
     named.remove(LONG)?;
-    report(&[("preload / plain S3 client", preload, plain, 0.7), ("read through the claim / local disk", mounted, local, 0.5)])
+    write(&preload, &plain, &mounted, &local)
 }
 
 fn drop_page_caches() -> Result<()> {
@@ -160,28 +160,11 @@ fn read_once(named: &Named<'_>, folder: &str) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
-/// Name, Larder's MiB/s, the other's, and the ratio wanted.
-type Row = (&'static str, Vec<f64>, Vec<f64>, f64);
-
-fn report(rows: &[Row]) -> Result<()> {
-    say(format!("{:<38} {:>9} {:>9} {:>7} {:>7}", "MiB/s, medians", "Larder", "other", "ratio", "wanted"));
-    for (name, ours, other, wanted) in rows {
-        let (ours, other) = (median(ours), median(other));
-        say(format!("{name:<38} {ours:>9.0} {other:>9.0} {:>7.2} {wanted:>7.2}", ours / other));
-    }
-    let results: Vec<_> = rows
-        .iter()
-        .map(|(name, ours, other, wanted)| {
-            json!({ "name": name, "larderMibPerS": ours, "otherMibPerS": other, "ratio": median(ours) / median(other), "wanted": wanted })
-        })
-        .collect();
+/// Writes the samples for `larder-bench`, which knows the targets and what they mean.
+fn write(preload: &[f64], plain: &[f64], mounted: &[f64], local: &[f64]) -> Result<()> {
+    let row = |id: &str, ours: &[f64], theirs: &[f64]| json!({ "id": id, "samples": { "local": theirs, "mount": ours } });
+    let rows = [row("cluster-preload", preload, plain), row("cluster-read", mounted, local)];
     let folder = repository().join("target/bench");
     fs::create_dir_all(&folder).context("make target/bench")?;
-    fs::write(folder.join("results.json"), serde_json::to_vec_pretty(&results)?).context("write target/bench/results.json")
+    fs::write(folder.join("cluster.json"), serde_json::to_vec_pretty(&rows)?).context("write target/bench/cluster.json")
 }

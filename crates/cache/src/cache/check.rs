@@ -76,13 +76,24 @@ const SOON: Duration = Duration::from_millis(200);
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// The complete file, read-only, when it is known to be good. It is never changed again; erasing unlinks it.
     pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
-        let verified = self.inner.index.lock().complete(key)?.verified;
+        let verified = {
+            let mut index = self.inner.index.lock();
+            index.used(key);
+            index.complete(key)?.verified
+        };
         if !verified && !tokio::time::timeout(SOON, self.check(key)).await.unwrap_or(false) {
             return None;
         }
         let path = layout::data(&self.inner.dir, key);
-        match off(move || Ok(File::open(path)?)).await {
-            Ok(file) => Some(file),
+        let open = move || {
+            let file = File::open(path)?;
+            // Held by all copies of the descriptor: as long as there is one, the file is not removed to make room.
+            let held = file.try_lock_shared().is_ok();
+            Ok(held.then_some(file))
+        };
+        match off(open).await {
+            // `None`: it is being removed at this moment.
+            Ok(file) => file,
             Err(e) => {
                 self.unreadable(key, e, "open").await;
                 None
@@ -128,7 +139,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// A range of a complete file. Also begins the check of a file whose descriptor is not given away yet.
     pub(super) async fn read_complete(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Checked, CacheError> {
-        if self.inner.index.lock().complete(key).is_some_and(|entry| !entry.verified) {
+        let verified = {
+            let mut index = self.inner.index.lock();
+            index.used(key);
+            index.complete(key).is_none_or(|entry| entry.verified)
+        };
+        if !verified {
             drop(self.check(key));
         }
         self.read_file(key, range).await

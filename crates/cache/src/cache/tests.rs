@@ -16,6 +16,10 @@ fn open(dir: &Path) -> Cache<Broken> {
     Cache::open(dir, Options { floor: NO_FLOOR, ..Options::default() }).unwrap()
 }
 
+fn open_with(dir: &Path, quota: u64) -> Cache<Broken> {
+    Cache::open(dir, Options { floor: NO_FLOOR, quota, ..Options::default() }).unwrap()
+}
+
 fn key(n: u64) -> ObjectKey {
     ObjectKey::new("s3://b/", &n.to_string(), "v", n)
 }
@@ -436,6 +440,57 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     assert_eq!((cache.usage(), files(dir.path())), (Usage::default(), vec![]));
     cache.fill(&own(2, size), 2, counted(&count)).await.unwrap();
     assert_eq!(cache.read_range(&own(2, size), 0..size, never).await.unwrap().bytes, content(0..size));
+}
+
+/// Another kind of room: a copy goes for the share, the share for nothing that nobody waits for.
+#[tokio::test]
+async fn copies_make_room_for_the_share_and_never_the_other_way_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open_with(dir.path(), 30);
+    let copy = |n| Object { keep: Keep::Copy, ..own(n, 10) };
+    for n in [1, 2] {
+        cache.fill(&copy(n), 1, counted(&Arc::default())).await.unwrap();
+    }
+    cache.fill(&own(3, 10), 1, counted(&Arc::default())).await.unwrap();
+    let full = cache.fill(&copy(4), 1, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "a copy that was just made: {full}");
+    // What someone wants as its own is no copy any more.
+    cache.read_range(&own(1, 10), 0..10, never).await.unwrap();
+    cache.fill(&own(5, 10), 1, counted(&Arc::default())).await.unwrap();
+    let here = |n| cache.contains(&key(n));
+    assert!(here(1) && !here(2) && here(3) && here(5));
+    let full = cache.fill(&own(6, 10), 1, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
+    assert_eq!(files(dir.path()).len(), 6);
+}
+
+#[tokio::test]
+async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [1, 2, 3] {
+            cache.fill(&own(n, 10), 1, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    let cache = open_with(dir.path(), 30);
+    let held: File = cache.open_complete(&key(1)).await.unwrap();
+    drop(cache);
+    // The descriptor outlives the process that gave it away.
+    let cache = open_with(dir.path(), 30);
+    for n in [4, 5] {
+        assert_eq!(cache.read_range(&own(n, 10), 0..10, counted(&Arc::default())).await.unwrap().bytes, content(0..10));
+        while !cache.contains(&key(n)) {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(cache.contains(&key(1)) && !cache.contains(&key(2)) && !cache.contains(&key(3)));
+    let full = cache.read_range(&own(6, 10), 0..10, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "all are fresh or open: {full}");
+    drop(held);
+    drop(cache);
+    let cache = open_with(dir.path(), 30);
+    cache.read_range(&own(6, 10), 0..10, counted(&Arc::default())).await.unwrap();
 }
 
 /// Run by hand, with `LARDER_FILES` to ask for another number: it makes two files each, which takes much longer than the test.

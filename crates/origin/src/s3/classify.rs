@@ -1,6 +1,9 @@
 //! Failed requests → reasons, with a text that says what to do.
 
-use super::wire::{Ending, Failing};
+use super::{
+    tries::{Again, Failure},
+    wire::{Ending, Failing},
+};
 use crate::{Error, Reason, source::Resolved};
 use http::StatusCode;
 use object_store::client::HttpErrorKind;
@@ -30,12 +33,37 @@ pub(super) fn odd(s: &Resolved, action: Action<'_>, text: &str) -> Error {
     Error::new(Reason::OriginFailed, format!("{}: the origin {text}; see its logs", action.text(s)))
 }
 
-/// `fallback` is used only for what no request was made for.
-pub(super) fn error(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, fallback: &object_store::Error) -> Error {
+/// `fallback` is used only for answers that object_store did not like.
+pub(super) fn failure(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, fallback: &object_store::Error) -> Failure {
+    Failure { error: error(s, action, ending, fallback), again: again(action, ending) }
+}
+
+fn again(action: Action<'_>, ending: &Option<Ending>) -> Again {
+    match ending {
+        Some(Ending::Answer { status, code, retry_after, .. }) => match (status.as_u16(), code.as_str()) {
+            (429 | 503, _) => Again::Slower(*retry_after),
+            (_, code) if THROTTLING.contains(&code) => Again::Slower(*retry_after),
+            (408 | 500.., _) | (_, "RequestTimeout" | "InternalError") => Again::Later,
+            _ => Again::Never,
+        },
+        Some(Ending::NoAnswer(_, Failing::Tls | Failing::Expired, _)) => Again::Never,
+        Some(Ending::NoAnswer(_, Failing::Dns, _) | Ending::NoAnswer(HttpErrorKind::Connect, ..)) => Again::Soon,
+        Some(Ending::NoAnswer(HttpErrorKind::Timeout, ..)) => Again::Slower(None),
+        // Whoever that is, it speaks no S3.
+        Some(Ending::NoAnswer(HttpErrorKind::Decode, ..)) if matches!(action, Action::List) => Again::Never,
+        Some(Ending::NoAnswer(..)) | None => Again::Later,
+    }
+}
+
+const THROTTLING: [&str; 5] = ["SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"];
+
+const SLOWER: &str = "Larder asks again, and less at once; ask for a higher request rate if this lasts";
+
+fn error(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, fallback: &object_store::Error) -> Error {
     let what = action.text(s);
     let e = |reason, text: String| Error::new(reason, format!("{what}: {text}"));
     match ending {
-        Some(Ending::Answer { status, code, region }) => answer(s, action, *status, code, region.as_deref()),
+        Some(Ending::Answer { status, code, region, .. }) => answer(s, action, *status, code, region.as_deref()),
         Some(Ending::NoAnswer(_, Failing::Dns, _)) => e(
             Reason::DnsFailed,
             "the endpoint's name has no address, or DNS does not answer; check source.endpoint and the cluster's DNS".into(),
@@ -102,9 +130,8 @@ fn answer(s: &Resolved, action: Action<'_>, status: StatusCode, code: &str, regi
                 &format!("check that bucket {} exists and that source.endpoint is an S3 endpoint", s.bucket),
             ),
         },
-        (429, _) | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequests") => {
-            e(Reason::Throttled, "Larder asks again by itself; ask for a higher request rate if this lasts")
-        }
+        (429, _) => e(Reason::Throttled, SLOWER),
+        (_, code) if THROTTLING.contains(&code) => e(Reason::Throttled, SLOWER),
         (500.., _) => e(Reason::OriginUnreachable, "Larder asks again by itself; see the origin's logs if this lasts"),
         _ => e(Reason::OriginFailed, "see the origin's logs"),
     }

@@ -20,7 +20,7 @@ pub(super) struct Trace(Arc<Mutex<Option<Ending>>>);
 #[derive(Debug)]
 pub(super) enum Ending {
     /// The origin answered with an error.
-    Answer { status: StatusCode, code: String, region: Option<String> },
+    Answer { status: StatusCode, code: String, region: Option<String>, retry_after: Option<Duration> },
     /// There was no answer, or it broke off.
     NoAnswer(HttpErrorKind, Failing, String),
 }
@@ -155,7 +155,8 @@ impl Service {
     async fn refused(&self, response: HttpResponse, trace: &Trace) -> Result<HttpResponse, HttpError> {
         let (parts, body) = response.into_parts();
         let text = self.whole(body).await.unwrap_or_default();
-        trace.set(Ending::Answer { status: parts.status, code: code(&text), region: region(&parts.headers) });
+        let (code, region, retry_after) = (code(&text), region(&parts.headers), retry_after(&parts.headers));
+        trace.set(Ending::Answer { status: parts.status, code, region, retry_after });
         Ok(HttpResponse::from_parts(parts, Bytes::new().into()))
     }
 
@@ -187,6 +188,16 @@ fn code(xml: &[u8]) -> String {
 
 fn region(headers: &HeaderMap) -> Option<String> {
     headers.get("x-amz-bucket-region")?.to_str().ok().map(str::to_owned)
+}
+
+/// Seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text).ok()?;
+    Some(Duration::try_from(date.duration_since(jiff::Timestamp::now())).unwrap_or_default())
 }
 
 /// Follows the chain of causes down to what failed; its last text says most.
@@ -224,6 +235,19 @@ fn look_at_tls(mut cause: &(dyn std::error::Error + 'static)) -> Option<Failing>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_to_come_again_is_seconds_or_a_date() {
+        let of = |text: &str| {
+            let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, text.parse().unwrap())]);
+            retry_after(&headers)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("Fri, 02 Jan 2026 03:04:05 GMT"), Some(Duration::ZERO), "long ago");
+        let later = of("Thu, 02 Jan 2099 03:04:05 GMT").unwrap();
+        assert!(later > Duration::from_secs(86400), "{later:?}");
+        assert_eq!(of("soon"), None);
+    }
 
     #[tokio::test]
     async fn names_that_dns_does_not_know_have_no_address() {

@@ -3,6 +3,7 @@
 use super::{Pause, goal_changed};
 use crate::{
     catalogs::Open,
+    jobs::failures::Failures,
     objects::fetcher,
     orders::{Orders, Source},
     report::{Progress, cache_problem, folder_problem, origin_problem, problem, reasons},
@@ -11,8 +12,8 @@ use crate::{
 use futures::StreamExt as _;
 use larder_cache::{Keep, Object, ReadError};
 use larder_core::{catalog::CatalogError, placement::Members};
+use larder_origin::{Error as OriginError, Lane};
 use larder_proto::control::v1::{Phase, Problem};
-use parking_lot::Mutex;
 use std::{
     collections::HashSet,
     ops::ControlFlow,
@@ -20,6 +21,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +32,10 @@ const FILES: usize = 32;
 const CHUNKS: usize = 8;
 /// Files looked up ahead.
 const AHEAD: usize = 64;
+/// Times that a file is tried while the origin is away, each a minute or so. Then others are, which may fare better.
+const ROUNDS: u32 = 3;
+/// After a file that failed while nothing came from the origin.
+const NOTHING_COMES: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Goal {
@@ -124,7 +130,7 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
     }
 }
 
-/// All files once. The first problem, if any file is still missing afterwards.
+/// All files once; those that failed, if any is still missing afterwards.
 async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Result<(), Problem> {
     share.measure(progress).await?;
     if progress.files_done.load(Relaxed) == progress.files_total.load(Relaxed) {
@@ -134,32 +140,63 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source) -> Re
     share.worker.connections.exactly_or(source, &share.worker.report, held_up).await;
     let (send, missing) = mpsc::channel(AHEAD);
     let scan = share.each_missing(send);
-    let problem: Mutex<Option<Problem>> = Mutex::new(None);
-    let failed = AtomicU64::new(0);
+    let failures = Failures::default();
     ReceiverStream::new(missing)
         .for_each_concurrent(FILES, |at| {
-            let (problem, failed) = (&problem, &failed);
+            let failures = &failures;
             async move {
-                if let Err(p) = fetch(&share.worker, &at, progress).await {
-                    problem.lock().get_or_insert(p);
-                    failed.fetch_add(1, Relaxed);
+                if let Err(p) = pursue_file(&share.worker, &at, progress).await {
+                    let count = failures.add(&at.path, p);
+                    progress.files_failed.fetch_max(count, Relaxed);
                 }
             }
         })
         .await;
     let scanned = scan.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
-    progress.files_failed.store(failed.load(Relaxed), Relaxed);
     scanned.map_err(|e| unusable(share, &e))?;
-    problem.into_inner().map_or(Ok(()), Err)
+    let (count, problem) = failures.told();
+    progress.files_failed.store(count, Relaxed);
+    problem.map_or(Ok(()), Err)
 }
 
-async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), Problem> {
+/// Fetches one file. An origin that is away is waited for; a file that cannot be had is left to the next attempt.
+async fn pursue_file(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), Problem> {
+    let mut pause = Pause::new();
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let before = progress.fetches.load(Relaxed);
+        let (problem, reason) = match fetch(worker, at, progress).await {
+            Ok(()) => return Ok(()),
+            Err(ReadError::Fetch(e)) => (origin_problem(&e), e.reason()),
+            Err(ReadError::Cache(e)) => return Err(cache_problem(&e)),
+            Err(e @ ReadError::Length { .. }) => {
+                return Err(problem("OriginFailed", format!("read {}{}: {e}", at.origin, at.path)));
+            }
+        };
+        // If others get on, it is this file.
+        let nothing_comes = progress.fetches.load(Relaxed) == before;
+        if !nothing_comes || !reason.is_of_the_origin() || rounds == ROUNDS {
+            if nothing_comes {
+                // The next one fares no better, perhaps: do not run through all of them.
+                tokio::time::sleep(NOTHING_COMES).await;
+            }
+            return Err(problem);
+        }
+        progress.stuck(problem);
+        pause.wait().await;
+    }
+}
+
+async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), ReadError<OriginError>> {
     let counted = Arc::new(AtomicU64::new(0));
-    let (inner, progress_of_chunks, counted_chunks) = (fetcher(worker, at, false), Arc::clone(progress), Arc::clone(&counted));
+    let inner = fetcher(worker, at, false, Lane::Background);
+    let (progress_of_chunks, counted_chunks) = (Arc::clone(progress), Arc::clone(&counted));
     let counting = move |range: std::ops::Range<u64>| {
         let (fetch, progress, counted) = (inner(range), Arc::clone(&progress_of_chunks), Arc::clone(&counted_chunks));
         async move {
             let bytes = fetch.await?;
+            progress.goes_on();
             progress.bytes_done.fetch_add(bytes.len() as u64, Relaxed);
             counted.fetch_add(bytes.len() as u64, Relaxed);
             Ok(bytes)
@@ -169,21 +206,13 @@ async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> 
     let filled = worker.cache.fill(&object, CHUNKS, counting).await;
     // Chunks that readers had fetched count as well; those of a file that failed do not.
     let counted = counted.load(Relaxed);
-    match filled {
-        Ok(()) => {
-            progress.bytes_done.fetch_add(at.size.saturating_sub(counted), Relaxed);
-            progress.files_done.fetch_add(1, Relaxed);
-            Ok(())
-        }
-        Err(e) => {
-            progress.bytes_done.fetch_sub(counted, Relaxed);
-            Err(match e {
-                ReadError::Cache(e) => cache_problem(&e),
-                ReadError::Fetch(e) => origin_problem(&e),
-                e @ ReadError::Length { .. } => problem("OriginFailed", format!("read {}{}: {e}", at.origin, at.path)),
-            })
-        }
+    if filled.is_ok() {
+        progress.bytes_done.fetch_add(at.size.saturating_sub(counted), Relaxed);
+        progress.files_done.fetch_add(1, Relaxed);
+    } else {
+        progress.bytes_done.fetch_sub(counted, Relaxed);
     }
+    filled
 }
 
 fn unusable(share: &Share, e: &CatalogError) -> Problem {

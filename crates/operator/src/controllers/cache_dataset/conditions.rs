@@ -257,15 +257,23 @@ fn preload(f: &Facts<'_>) -> Verdict {
         let message = format!("{} files, {} are cached", snapshot.files, bytes(snapshot.bytes));
         return Verdict::True(Cause::new(reasons::preload::COMPLETE, message));
     }
-    if let Some((node, problem)) = sum.failed.first() {
-        return Verdict::False(match problem {
-            Some(problem) => reported(node, problem),
-            None => {
-                let message =
-                    format!("node {node}: {} files could not be fetched; see the log of its worker", sum.files_failed);
-                Cause::new(reasons::preload::FAILED, message)
-            }
-        });
+    let mut failed = sum.failed.iter().map(|(node, problem)| match problem {
+        Some(problem) => reported(node, problem),
+        None => {
+            let message = format!("node {node}: {} files could not be fetched; see the log of its worker", sum.files_failed);
+            Cause::new(reasons::preload::FAILED, message)
+        }
+    });
+    if let Some(mut cause) = failed.next() {
+        // Each node names its own files.
+        for other in failed.by_ref().take(NAMED - 1) {
+            cause.message.push_str(&format!("; {}", other.message));
+        }
+        let more = failed.count();
+        if more > 0 {
+            cause.message.push_str(&format!("; and {more} more nodes"));
+        }
+        return Verdict::False(cause);
     }
     // A member that is away for a moment keeps what it has.
     let was_complete = f

@@ -50,6 +50,10 @@ async fn server(certificate: &[u8]) -> String {
     url
 }
 
+fn trusting(ca: Option<&[u8]>) -> Access {
+    Access { ca: ca.map(<[u8]>::to_vec), ..access() }
+}
+
 #[tokio::test]
 async fn a_certificate_is_trusted_by_the_given_ca_and_no_other() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -60,7 +64,7 @@ async fn a_certificate_is_trusted_by_the_given_ca_and_no_other() {
         anonymous: true,
         ..Source::default()
     };
-    let with = |ca: Option<&[u8]>| S3::new(&source, None, ca, Arc::default()).unwrap();
+    let with = |ca: Option<&[u8]>| S3::new(&source, &trusting(ca), Arc::default()).unwrap();
     let (files, _) = list(&with(Some(CA))).await.unwrap();
     assert!(files.is_empty());
     // The server's own certificate is no CA.
@@ -69,7 +73,7 @@ async fn a_certificate_is_trusted_by_the_given_ca_and_no_other() {
         assert_eq!(e.reason(), Reason::TlsUntrusted, "{e}");
         assert!(e.to_string().contains("source.ca"), "{e}");
     }
-    let no_pem = S3::new(&source, None, Some(b"-----BEGIN CERTIFICATE-----\n!"), Arc::default()).unwrap_err();
+    let no_pem = S3::new(&source, &trusting(Some(b"-----BEGIN CERTIFICATE-----\n!")), Arc::default()).unwrap_err();
     assert_eq!(no_pem.reason(), Reason::InvalidSource);
 }
 
@@ -78,7 +82,7 @@ async fn a_certificate_that_is_expired_is_not_taken_for_one_of_an_unknown_ca() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let endpoint = server(EXPIRED).await;
     let source = Source { uri: "s3://b/".into(), endpoint, path_style: true, anonymous: true, ..Source::default() };
-    let e = list(&S3::new(&source, None, Some(EXPIRED_CA), Arc::default()).unwrap()).await.unwrap_err();
+    let e = list(&S3::new(&source, &trusting(Some(EXPIRED_CA)), Arc::default()).unwrap()).await.unwrap_err();
     assert_eq!(e.reason(), Reason::TlsExpired, "{e}");
     assert!(e.to_string().contains("renew"), "{e}");
 }

@@ -1,0 +1,144 @@
+//! What is read: the files themselves, `larder mount` of them, a bind mount of them.
+
+use crate::{cpu, data::Set, reader::Took};
+use anyhow::Context as _;
+use larder_fuse::mountinfo;
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longest wait for a mount with everything on disk.
+const PATIENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A set, mounted by `larder mount` in the foreground.
+pub(crate) struct Larder {
+    child: Child,
+    at: PathBuf,
+    /// From the start of the program to the mount.
+    pub took: Duration,
+}
+
+impl Larder {
+    /// Mounts the set with these flags; its cache lies beneath `data`.
+    pub fn mount(program: &Path, data: &Path, set: &Set, flags: &[&str]) -> anyhow::Result<Self> {
+        let at = data.join("mnt").join(set.name);
+        fs::create_dir_all(&at).with_context(|| format!("make {}", at.display()))?;
+        let file = describe(data, set, flags.contains(&"--preload"))?;
+        let log = data.join(format!("{}.log", set.name));
+        let stderr = fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
+        let started = Instant::now();
+        let child =
+            Command::new(program).arg("mount").arg(&file).arg(&at).args(flags).stdin(Stdio::null()).stderr(stderr).spawn();
+        let mut this = Self { child: child.with_context(|| format!("run {}", program.display()))?, at, took: Duration::ZERO };
+        let says = || fs::read_to_string(&log).unwrap_or_default();
+        while !says().contains("is mounted at") {
+            let ended = this.child.try_wait().context("wait for larder mount")?;
+            anyhow::ensure!(ended.is_none(), "larder mount {}: {}", set.name, says().trim());
+            anyhow::ensure!(started.elapsed() < PATIENCE, "larder mount {}: not mounted within {PATIENCE:?}", set.name);
+            std::thread::sleep(LOOK);
+        }
+        this.took = started.elapsed();
+        Ok(this)
+    }
+
+    /// Fetches the set into the cache; what the whole command took.
+    pub fn preload(program: &Path, data: &Path, set: &Set) -> anyhow::Result<Took> {
+        let file = describe(data, set, true)?;
+        let (started, before) = (Instant::now(), cpu::of_children());
+        let output = Command::new(program).arg("preload").arg(&file).output();
+        let output = output.with_context(|| format!("run {}", program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "larder preload {}: {}", set.name, said.trim());
+        let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu::of_children() - before);
+        Ok(Took { seconds, bytes: set.bytes(), count: set.files() as u64, cpu })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    pub fn cpu(&self) -> f64 {
+        cpu::of_process(self.child.id())
+    }
+
+    pub fn peak_memory(&self) -> Option<u64> {
+        cpu::peak_memory(self.child.id())
+    }
+
+    /// Unmounts and waits until the process has ended.
+    pub fn unmount(mut self) -> anyhow::Result<()> {
+        self.stop().context("stop larder mount")
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_none() {
+            kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Larder {
+    fn drop(&mut self) {
+        // On the way out of an error; what is left is told by the next run.
+        let _ = self.stop();
+    }
+}
+
+/// Writes the file that describes the set as a dataset.
+fn describe(data: &Path, set: &Set, preload: bool) -> anyhow::Result<PathBuf> {
+    let file = data.join(format!("{}.yaml", set.name));
+    let text = serde_json::json!({
+        "apiVersion": "larder.dev/v1alpha1",
+        "kind": "CacheDataset",
+        "metadata": { "name": set.name },
+        "spec": {
+            "source": { "uri": format!("file://{}/", set.root.display()) },
+            "cache": { "tiers": [{ "path": data.join("cache"), "quota": "20Gi" }] },
+            "preload": { "policy": if preload { "OnCreate" } else { "None" } },
+        },
+    });
+    fs::write(&file, text.to_string()).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
+
+/// A bind mount: the null control, which must be as fast as what it shows.
+pub(crate) struct Bind(PathBuf);
+
+impl Bind {
+    pub fn mount(data: &Path, set: &Set) -> anyhow::Result<Self> {
+        let at = data.join("bind").join(set.name);
+        fs::create_dir_all(&at).with_context(|| format!("make {}", at.display()))?;
+        mount(Some(&set.root), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("bind {}", at.display()))?;
+        Ok(Self(at))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Takes away what a run that was killed left mounted beneath `data`.
+pub(crate) fn clean(data: &Path) -> anyhow::Result<()> {
+    for mount in mountinfo::read().context("read the mount table")?.iter().rev().filter(|m| m.target.starts_with(data)) {
+        umount2(&mount.target, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", mount.target.display()))?;
+    }
+    Ok(())
+}
