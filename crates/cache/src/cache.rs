@@ -412,7 +412,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     async fn read_fill(&self, fill: &Arc<Fill<E>>, range: &Range<u64>) -> Result<Checked, CacheError> {
         fill.start.clone().await?;
         let (dir, key, size, crcs, at) = (self.inner.dir.clone(), fill.key, fill.size, fill.crcs(range), range.clone());
-        off(move || blocks::read(&fill::open(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
+        off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
             let path = layout::fill(&self.inner.dir, &fill.key);
             if let Unreadable::Rotten { start, .. } = e {
                 tracing::warn!(path = %path.display(), error = %e, "a chunk of an unfinished file is bad; it is fetched again");

@@ -5,7 +5,7 @@ mod journal;
 
 #[cfg(test)]
 pub(crate) use files::{STEPS, Whole};
-pub(crate) use files::{abandon, begin, create, finish, open};
+pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write};
 pub(crate) use journal::{Journal, append, load as load_journal};
 
 use crate::{

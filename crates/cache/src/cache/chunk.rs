@@ -105,7 +105,7 @@ where
     }
     let (dir, key, size) = (inner.dir.clone(), fill.key, fill.size);
     let write = move || {
-        fill::open(&dir, &key)?.write_all_at(&bytes, range.start)?;
+        fill::open_to_write(&dir, &key)?.write_all_at(&bytes, range.start)?;
         let crcs = blocks::crcs(size, &bytes);
         if chunks(size) > 1
             && let Err(error) = fill::append(&dir, &key, n, &crcs)
@@ -141,7 +141,7 @@ async fn compare<E: std::error::Error + Clone + Send + Sync + 'static>(
     range: &Range<u64>,
 ) -> Option<Vec<u32>> {
     let (dir, key, size, range, crcs) = (inner.dir.clone(), fill.key, fill.size, range.clone(), fill.crcs(range));
-    let read = off(move || blocks::read(&fill::open(&dir, &key)?, size, &range, &crcs).map(|_| crcs)).await;
+    let read = off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &range, &crcs).map(|_| crcs)).await;
     read.inspect_err(|error| tracing::info!(key = %fill.key, %error, "a chunk was not safely on the disk; it is fetched again"))
         .ok()
 }

@@ -493,6 +493,18 @@ async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() 
     cache.read_range(&own(6, 10), 0..10, counted(&Arc::default())).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_read_that_comes_while_the_file_is_put_in_its_place_needs_no_second_fetch() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.read_range(&own(1, 2 * CHUNK), 0..9, counted(&Arc::default())).await.unwrap();
+    // As at that moment: moved, and the index does not know.
+    let data = layout::data(dir.path(), &key(1));
+    fs::create_dir_all(data.parent().unwrap()).unwrap();
+    fs::rename(layout::fill(dir.path(), &key(1)), data).unwrap();
+    assert_eq!(cache.read_range(&own(1, 2 * CHUNK), 5..99, never).await.unwrap().bytes, content(5..99));
+}
+
 /// Run by hand, with `LARDER_FILES` to ask for another number: it makes two files each, which takes much longer than the test.
 #[tokio::test]
 #[ignore = "makes two million files"]

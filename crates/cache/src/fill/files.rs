@@ -21,9 +21,17 @@ pub(crate) fn begin(dir: &Path, key: &ObjectKey, size: u64) -> Result<(), CacheE
     made.map_err(CacheError::disk("make", layout::journal(dir, key)))
 }
 
-/// For reading and writing; not held open, because there may be many unfinished files. Blocks.
-pub(crate) fn open(dir: &Path, key: &ObjectKey) -> io::Result<File> {
-    File::options().read(true).write(true).open(layout::fill(dir, key))
+/// For writing; not held open, because there may be many unfinished files. Blocks.
+pub(crate) fn open_to_write(dir: &Path, key: &ObjectKey) -> io::Result<File> {
+    File::options().write(true).open(layout::fill(dir, key))
+}
+
+/// For reading; the file may have been put among the complete ones a moment ago. Blocks.
+pub(crate) fn open_to_read(dir: &Path, key: &ObjectKey) -> io::Result<File> {
+    match File::open(layout::fill(dir, key)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => File::open(layout::data(dir, key)),
+        opened => opened,
+    }
 }
 
 /// A file whose chunks are all there.
