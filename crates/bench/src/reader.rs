@@ -1,10 +1,13 @@
 //! The readers: one pass over a folder in a process of its own, timed by itself. The same program reads every subject.
 
 mod copy;
+mod mixed;
 mod random;
 mod sequential;
 mod small;
 mod walk;
+
+pub(crate) use mixed::Tails;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -25,7 +28,7 @@ pub(crate) struct Args {
     /// Bytes of one read
     #[arg(long, default_value_t = 1 << 20)]
     block: usize,
-    /// Reads, where they are random
+    /// Reads, where they are random; seconds, where they are mixed
     #[arg(long, default_value_t = 0)]
     count: usize,
     /// Of what is random
@@ -47,6 +50,8 @@ pub(crate) enum Kind {
     Sequential,
     /// Copied in ranges, as a plain client would fetch it.
     Copy,
+    /// Whole files and random places together, for a while.
+    Mixed,
     /// pread at random places.
     Random,
     /// Pages of maps at random places.
@@ -78,6 +83,9 @@ pub(crate) struct Took {
     pub count: u64,
     /// Of the reader.
     pub cpu: f64,
+    /// Of mixed reads.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tails: Option<Tails>,
 }
 
 impl Pass {
@@ -114,6 +122,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Kind::Sequential => sequential::read(&files, args.threads, args.block)?,
         Kind::Copy => {
             copy::ranges(&names, &args.root, args.to.as_deref().context("--to is missing")?, args.threads, args.block)?
+        }
+        Kind::Mixed => {
+            let (took, tails) = mixed::read(&files, args.count, args.seed)?;
+            Took { tails: Some(tails), ..took }
         }
         Kind::Random => random::pread(&files, args.block, args.count, args.seed)?,
         Kind::Mapped => random::touch(&files, args.count, args.seed)?,

@@ -3,6 +3,7 @@
 mod cluster;
 mod disk;
 mod dlio;
+mod mixed;
 mod pending;
 mod preload;
 
@@ -154,7 +155,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let facts = crate::machine::describe(&run.data);
     println!("{facts}");
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for group in [disk::run, preload::run, dlio::run, cluster::run, pending::run] {
+    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, pending::run] {
         fresh(&run)?;
         group(&run, &mut rows, &mut failures);
     }

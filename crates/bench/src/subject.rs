@@ -59,7 +59,7 @@ impl Larder {
         let said = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "larder preload {}: {}", set.name, said.trim());
         let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu::of_children() - before);
-        Ok(Took { seconds, bytes: set.bytes(), count: set.files() as u64, cpu })
+        Ok(Took { seconds, bytes: set.bytes(), count: set.files() as u64, cpu, tails: None })
     }
 
     pub fn path(&self) -> &Path {

@@ -79,14 +79,11 @@ impl Catalogs {
             }
         };
         let catalog = Arc::new(catalog);
-        let (damaged, told) = mpsc::channel(1);
-        catalog.on_damage(move |error| {
-            // Full: told already, and not dealt with yet.
-            if damaged.try_send(()) != Err(TrySendError::Full(())) {
-                tracing::error!(%error, "the catalog of a mount is damaged; fetching another copy");
-            }
+        let (copies, uid, name) = (self.copies.clone(), dataset_uid.to_owned(), digest.to_owned());
+        keep_whole(&catalog, HEAL_PAUSE, move || {
+            let (copies, uid, name) = (copies.clone(), uid.clone(), name.clone());
+            async move { copies.fetch(&uid, &name).await }
         });
-        tokio::spawn(heal(self.copies.clone(), Arc::downgrade(&catalog), dataset_uid.to_owned(), told));
         *held = Arc::downgrade(&catalog);
         Ok(catalog)
     }
@@ -101,21 +98,37 @@ impl Catalogs {
     }
 }
 
-/// Replaces damaged copies as long as the catalog is open.
-async fn heal(copies: Copies, catalog: Weak<Catalog<File>>, dataset_uid: String, mut damaged: mpsc::Receiver<()>) {
-    while damaged.recv().await.is_some() {
-        let Some(catalog) = catalog.upgrade() else { return };
-        let digest = catalog.digest().to_owned();
-        let healed = match copies.fetch(&dataset_uid, &digest).await {
-            Ok(file) => blocking(&digest, move |_| catalog.replace(file)).await,
-            Err(e) => Err(e),
-        };
-        match healed {
-            Ok(()) => tracing::info!(digest, "the mount goes on with another copy of its catalog"),
-            Err(error) => tracing::warn!(digest, %error, "no other copy of a damaged catalog yet; its next read asks again"),
+/// Replaces the file of the catalog whenever it turns out to be damaged, as long as somebody has it open.
+fn keep_whole<F>(catalog: &Arc<Catalog<File>>, pause: Duration, another: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = Result<File, CatalogsError>> + Send,
+{
+    let (damaged, mut told) = mpsc::channel(1);
+    catalog.on_damage(move |error| {
+        // Full: told already, and not dealt with yet.
+        if damaged.try_send(()) != Err(TrySendError::Full(())) {
+            tracing::error!(%error, "the catalog of a mount is damaged; fetching another copy");
         }
-        tokio::time::sleep(HEAL_PAUSE).await;
-    }
+    });
+    let catalog = Arc::downgrade(catalog);
+    tokio::spawn(async move {
+        // Ends with the catalog, which has the sender.
+        while told.recv().await.is_some() {
+            let Some(catalog) = catalog.upgrade() else { return };
+            let digest = catalog.digest().to_owned();
+            let healed = match another().await {
+                Ok(file) => blocking(&digest, move |_| catalog.replace(file)).await,
+                Err(e) => Err(e),
+            };
+            match healed {
+                Ok(()) => tracing::info!(digest, "the mount goes on with another copy of its catalog"),
+                Err(error) => {
+                    tracing::warn!(digest, %error, "no other copy of a damaged catalog yet; its next read asks again")
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    });
 }
 
 /// Where catalogs come from.
@@ -170,4 +183,50 @@ async fn blocking<T: Send + 'static>(
     let done = spawn_blocking(move || run(&name)).await;
     let done = done.map_err(|source| CatalogsError::Task { digest: digest.to_owned(), source })?;
     done.map_err(|source| CatalogsError::Open { digest: digest.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_core::catalog::{Builder, Listed};
+    use std::{
+        io::Write as _,
+        sync::atomic::{AtomicU32, Ordering::Relaxed},
+        time::Instant,
+    };
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn an_open_catalog_heals_when_another_copy_can_be_had() {
+        let mut builder = Builder::new("s3://b/");
+        for i in 0..1000 {
+            builder.push(Listed { path: format!("d/{i:04}"), size: i, mtime_ns: 0, version: "v".into() });
+        }
+        let (good, _) = builder.finish();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        let catalog = Arc::new(Catalog::open(file(&bad)).unwrap());
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        // The first answer is another catalog, the second one is right.
+        keep_whole(&catalog, Duration::from_millis(1), move || {
+            let other = Builder::new("s3://other/").finish().0;
+            let copy = file(if count.fetch_add(1, Relaxed) == 0 { &other } else { &good });
+            async { Ok(copy) }
+        });
+        let damaged = (0..catalog.entries()).find(|i| catalog.entry(*i).is_err()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while catalog.entry(damaged).is_err() {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!((asked.load(Relaxed), catalog.entry(damaged).unwrap().size()), (2, damaged - 2));
+        catalog.verify().unwrap();
+    }
 }

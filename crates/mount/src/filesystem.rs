@@ -226,7 +226,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let result =
-            self.list(ino, offset, |e| reply.add(INodeNo(e.index + 1), e.next, attributes::file_type(e.entry.kind), &e.name));
+            self.list(ino, offset, |e| reply.add(INodeNo(e.index + 1), e.next, attributes::file_type(e.entry.kind), e.name));
         match result {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(self.failed("readdir", ino, &e)),
@@ -236,7 +236,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let result = self.list(ino, offset, |e| {
             let attr = self.look.attributes(e.index, &e.entry);
-            reply.add(attr.ino, e.next, &e.name, &TTL, &attr, GENERATION)
+            reply.add(attr.ino, e.next, e.name, &TTL, &attr, GENERATION)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -446,7 +446,7 @@ mod tests {
                 fs.list(folder, offset, |child| {
                     let full = got.is_some();
                     if !full {
-                        got = Some((child.name.clone(), child.next));
+                        got = Some((child.name.to_owned(), child.next));
                     }
                     full
                 })

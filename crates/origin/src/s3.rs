@@ -1,6 +1,7 @@
 //! S3 and what speaks like it, through object_store.
 
 mod classify;
+mod list;
 mod page;
 mod read;
 mod tries;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use classify::Action;
 use futures::{StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use larder_core::catalog::Listed;
+use list::Ask;
 use object_store::{
     Certificate, ClientOptions, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
@@ -21,9 +23,6 @@ use page::Page;
 use std::{ops::Range, sync::Arc};
 use tries::{Failure, Tries};
 use wire::{Connector, Trace};
-
-/// More keys than Amazon puts in a page; a server that never ends would fill the memory otherwise.
-const PAGE_ENDLESS: usize = 1_000_000;
 
 /// Can the object be asked for by this key? object_store has no path with empty parts, `.`, `..` or control characters.
 pub(crate) fn fetchable(key: &str) -> bool {
@@ -103,23 +102,29 @@ impl S3 {
         Ok(Self { store, source, pace: access.pace.clone(), patience: access.patience })
     }
 
-    async fn page(&self, token: Option<String>) -> Result<(Page, Option<String>), Error> {
+    async fn page(&self, ask: &Ask) -> Result<(Page, Option<String>), Error> {
         let mut tries = Tries::new(&self.pace, self.patience);
         loop {
             let began = tries.begin().await;
-            match self.page_once(token.clone()).await {
+            match self.page_once(ask).await {
                 Ok(page) => return Ok(page),
                 Err(failure) => tries.again(began, failure).await?,
             }
         }
     }
 
-    async fn page_once(&self, token: Option<String>) -> Result<(Page, Option<String>), Failure> {
+    async fn page_once(&self, ask: &Ask) -> Result<(Page, Option<String>), Failure> {
         let trace = Trace::default();
         let mut extensions = http::Extensions::new();
         extensions.insert(trace.clone());
-        let options = PaginatedListOptions { page_token: token, extensions, ..PaginatedListOptions::default() };
-        let prefix = Some(self.source.prefix.as_str()).filter(|p| !p.is_empty());
+        let options = PaginatedListOptions {
+            offset: ask.after.clone(),
+            delimiter: ask.folders.then(|| "/".into()),
+            page_token: ask.token.clone(),
+            extensions,
+            ..PaginatedListOptions::default()
+        };
+        let prefix = Some(ask.prefix.as_str()).filter(|p| !p.is_empty());
         let failed = |e: &object_store::Error| classify::failure(&self.source, Action::List, &trace.take(), e);
         let mut answer = self.store.list_paginated(prefix, options).await.map_err(|e| failed(&e))?;
         let page = answer.result.extensions.remove::<Page>().unwrap_or_default();
@@ -152,37 +157,17 @@ impl S3 {
     }
 }
 
-enum Next {
-    First,
-    After(String),
-    End,
-}
-
 impl Origin for S3 {
     fn uri(&self) -> &str {
         &self.source.uri
     }
 
     fn list(&self) -> BoxStream<'_, Result<Item, Error>> {
-        let pages = stream::unfold(Next::First, move |next| async move {
-            let token = match next {
-                Next::First => None,
-                Next::After(token) => Some(token),
-                Next::End => return None,
-            };
-            Some(match self.page(token).await {
-                Ok((page, Some(token))) if page.objects.len() < PAGE_ENDLESS => (Ok(page), Next::After(token)),
-                Ok((page, _)) => (Ok(page), Next::End),
-                Err(e) => (Err(e), Next::End),
-            })
+        let pages = list::all(self).map(move |page| match page {
+            Ok(objects) => stream::iter(objects).filter_map(move |o| async move { self.item(o).map(Ok) }).boxed(),
+            Err(e) => stream::iter([Err(e)]).boxed(),
         });
-        pages
-            .map(move |page| match page {
-                Ok(page) => stream::iter(page.objects).filter_map(move |o| async move { self.item(o).map(Ok) }).boxed(),
-                Err(e) => stream::iter([Err(e)]).boxed(),
-            })
-            .flatten()
-            .boxed()
+        pages.flatten().boxed()
     }
 
     fn read_range<'a>(&'a self, path: &'a str, version: &'a str, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, Error>> {

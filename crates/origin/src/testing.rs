@@ -2,6 +2,8 @@
 //!
 //! It checks which access key signed, not the signature.
 
+pub mod synthetic;
+
 use axum::{
     Router,
     body::Body,
@@ -42,6 +44,12 @@ pub struct Faults {
     pub delay: Duration,
     /// Ignore If-Match, as some servers do.
     pub ignore_if_match: bool,
+    /// Wait before each answer with a page of a listing.
+    pub list_delay: Duration,
+    /// Ignore start-after, as some servers do.
+    pub ignore_start_after: bool,
+    /// Give the same continuation token with every page.
+    pub repeat_token: bool,
 }
 
 /// What goes wrong with one request for an object.
@@ -74,6 +82,8 @@ pub struct Seen {
     pub gets: u64,
     /// Requests for pages of listings.
     pub lists: u64,
+    /// Most of them at the same time.
+    pub parallel_lists: u64,
     /// Body bytes of objects sent.
     pub bytes: u64,
     /// Most requests for objects at the same time.
@@ -89,6 +99,7 @@ struct Shared {
     seen: Seen,
     running: u64,
     writes: u64,
+    listing: u64,
 }
 
 /// A running server; it ends when this is dropped.
@@ -198,30 +209,57 @@ async fn answer(
             .filter_map(|p| p.split_once('='))
             .map(|(k, v)| (k.to_owned(), decode(&v.replace('+', " "))))
             .collect();
+        // The others get their turn: what is asked for at the same time is seen.
+        let delay = {
+            let mut s = shared.lock();
+            s.listing += 1;
+            s.seen.parallel_lists = s.seen.parallel_lists.max(s.listing);
+            s.seen.lists += 1;
+            s.faults.list_delay
+        };
+        tokio::time::sleep(delay).await;
+        shared.lock().listing -= 1;
         return list(&shared, page, &query);
     }
     object(&shared, key, &headers).await
 }
 
 fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -> Response {
-    let mut s = shared.lock();
-    s.seen.lists += 1;
+    let s = shared.lock();
     let prefix = query.get("prefix").map_or("", String::as_str);
-    let after = query.get("continuation-token").map_or(Bound::Unbounded, |t| Bound::Excluded(t.clone()));
-    let mut rest = s.objects.range((after, Bound::Unbounded)).filter(|(k, _)| k.starts_with(prefix)).peekable();
-    let mut contents = String::new();
-    let mut last = "";
-    for (key, (bytes, e_tag)) in rest.by_ref().take(page) {
+    let after = query.get("continuation-token").or(query.get("start-after").filter(|_| !s.faults.ignore_start_after));
+    let folder = |key: &str| {
+        let at = prefix.len() + key.get(prefix.len()..)?.find('/')? + 1;
+        query.contains_key("delimiter").then(|| key[..at].to_owned())
+    };
+    let from = after.map_or(Bound::Unbounded, |a| Bound::Excluded(a.clone()));
+    let within = s.objects.range((from, Bound::Unbounded)).filter(|(k, _)| k.starts_with(prefix));
+    // A folder that was told ends the page before it as its token: nothing more of it is told.
+    let mut rest = within.filter(|(k, _)| folder(k).is_none_or(|f| after.is_none_or(|a| *a != f))).peekable();
+    let (mut contents, mut last, mut count) = (String::new(), String::new(), 0);
+    while count < page
+        && let Some((key, (bytes, e_tag))) = rest.next()
+    {
+        count += 1;
+        last.clone_from(key);
+        if let Some(folder) = folder(key) {
+            while rest.next_if(|(k, _)| k.starts_with(&folder)).is_some() {}
+            contents.push_str(&format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escape(folder.as_str())));
+            last = folder;
+            continue;
+        }
         contents.push_str(&format!(
             "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
             escape(key.as_str()),
             escape(e_tag.as_str()),
             bytes.len()
         ));
-        last = key;
+    }
+    if s.faults.repeat_token {
+        last = "again".to_owned();
     }
     let token = if rest.peek().is_some() {
-        format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>", escape(last))
+        format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>", escape(last.as_str()))
     } else {
         "<IsTruncated>false</IsTruncated>".to_owned()
     };

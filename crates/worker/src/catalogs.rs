@@ -1,8 +1,8 @@
 //! The catalogs on this node.
 
-use crate::folder::{FolderError, replace};
+use crate::folder::FolderError;
 use larder_core::{
-    catalog::{Catalog, CatalogError, digest},
+    catalog::{Catalog, CatalogError},
     names::is_digest,
 };
 use parking_lot::Mutex;
@@ -15,8 +15,9 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Catalogs someone asked for that are not here; more are not remembered.
-const WANTED: usize = 16;
+/// Catalogs waited for at a time; more are not remembered.
+const ASKED: usize = 16;
+
 /// An open catalog.
 pub(crate) type Open = Arc<Catalog<File>>;
 
@@ -26,8 +27,43 @@ pub(crate) type Open = Arc<Catalog<File>>;
 pub(crate) struct Catalogs {
     folder: PathBuf,
     open: watch::Sender<BTreeMap<String, Open>>,
-    wanted: Mutex<BTreeSet<String>>,
-    asked: tokio::sync::Notify,
+    /// Of those, the damaged ones of which nobody has another copy.
+    lost: watch::Sender<BTreeSet<String>>,
+    /// Someone asked for a catalog that is not here: it is fetched when a worker has it.
+    pub wanted: Arc<Asked>,
+    /// Open, and some section of it cannot be read.
+    pub damaged: Arc<Asked>,
+}
+
+/// Catalogs that something has to be done about.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    digests: Mutex<BTreeSet<String>>,
+    told: tokio::sync::Notify,
+}
+
+impl Asked {
+    pub fn ask(&self, digest: &str) {
+        let mut digests = self.digests.lock();
+        if is_digest(digest) && digests.len() < ASKED && digests.insert(digest.to_owned()) {
+            self.told.notify_one();
+        }
+    }
+
+    /// The next one.
+    pub async fn next(&self) -> String {
+        loop {
+            if let Some(digest) = self.digests.lock().first() {
+                return digest.clone();
+            }
+            self.told.notified().await;
+        }
+    }
+
+    /// It was tried; asking again is allowed again.
+    pub fn tried(&self, digest: &str) {
+        self.digests.lock().remove(digest);
+    }
 }
 
 impl Catalogs {
@@ -36,12 +72,12 @@ impl Catalogs {
         let disk = |action| move |source| FolderError::Disk { action, path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(disk("make folder"))?;
         let entries = fs::read_dir(folder).map_err(disk("list"))?;
-        let mut open = BTreeMap::new();
+        let (mut open, damaged) = (BTreeMap::new(), Arc::default());
         for entry in entries {
             let path = entry.map_err(disk("list"))?.path();
             match path.file_name().and_then(|n| n.to_str()).filter(|n| is_digest(n)).map(|name| (name, opened(&path, name))) {
                 Some((name, Ok(catalog))) => {
-                    open.insert(name.to_owned(), Arc::new(catalog));
+                    open.insert(name.to_owned(), watched(catalog, &damaged));
                 }
                 unusable => {
                     let why =
@@ -54,9 +90,15 @@ impl Catalogs {
         Ok(Self {
             folder: folder.to_owned(),
             open: watch::Sender::new(open),
-            wanted: Mutex::default(),
-            asked: tokio::sync::Notify::new(),
+            lost: watch::Sender::default(),
+            wanted: Arc::default(),
+            damaged,
         })
+    }
+
+    /// Where catalogs lie.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn get(&self, digest: &str) -> Option<Open> {
@@ -84,44 +126,37 @@ impl Catalogs {
         }
     }
 
-    /// Writes a catalog that was made here; gives its digest. Blocks.
-    pub fn write(&self, bytes: &[u8]) -> Result<String, FolderError> {
-        let name = digest(bytes);
-        replace(&self.path(&name), bytes)?;
-        self.add(&name)?;
-        Ok(name)
-    }
-
-    /// Takes in a catalog that lies verified at its path. Blocks.
+    /// Takes in a catalog that lies verified at its path; one that is open already goes on with it. Blocks.
     pub fn add(&self, digest: &str) -> Result<(), FolderError> {
         let path = self.path(digest);
-        let disk = |source| FolderError::Disk { action: "open", path: path.clone(), source };
-        let catalog = opened(&path, digest).map_err(|e| disk(io::Error::other(e)))?;
-        self.open.send_modify(|open| drop(open.insert(digest.to_owned(), Arc::new(catalog))));
+        let disk = |e: CatalogError| FolderError::Disk { action: "open", path: path.clone(), source: io::Error::other(e) };
+        let file = || File::open(&path).map_err(|e| disk(e.into()));
+        match self.get(digest) {
+            Some(catalog) => catalog.replace(file()?).map_err(disk)?,
+            None => {
+                let catalog = watched(Catalog::open_as(file()?, digest).map_err(disk)?, &self.damaged);
+                self.open.send_modify(|open| drop(open.insert(digest.to_owned(), catalog)));
+            }
+        }
+        self.lost.send_if_modified(|lost| lost.remove(digest));
         Ok(())
     }
 
-    /// Someone asked for a catalog that is not here: it is fetched when a worker has it.
-    pub fn want(&self, digest: &str) {
-        let mut wanted = self.wanted.lock();
-        if is_digest(digest) && wanted.len() < WANTED && wanted.insert(digest.to_owned()) {
-            self.asked.notify_one();
-        }
+    /// The catalog is damaged, and nobody has another copy.
+    pub fn lose(&self, digest: &str) {
+        self.lost.send_if_modified(|lost| lost.insert(digest.to_owned()));
     }
 
-    /// The next that was asked for.
-    pub async fn wanted(&self) -> String {
-        loop {
-            if let Some(digest) = self.wanted.lock().first() {
-                return digest.clone();
-            }
-            self.asked.notified().await;
-        }
+    /// Is it here, whole as far as anybody knows?
+    pub fn is_whole(&self, digest: &str) -> bool {
+        self.get(digest).is_some() && !self.lost.borrow().contains(digest)
     }
 
-    /// It was tried; asking again is allowed again.
-    pub fn tried(&self, digest: &str) {
-        self.wanted.lock().remove(digest);
+    /// Waits until a catalog that is here is lost.
+    pub async fn lost(&self, digest: &str) {
+        if self.lost.subscribe().wait_for(|lost| lost.contains(digest)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Closes and removes all; gives the bytes freed. Blocks.
@@ -144,4 +179,30 @@ impl Catalogs {
 /// Opens a catalog if it is the one that its name says; takes no longer for a large one.
 fn opened(path: &Path, name: &str) -> Result<Catalog<File>, CatalogError> {
     Catalog::open_as(File::open(path)?, name)
+}
+
+fn watched(catalog: Catalog<File>, damaged: &Arc<Asked>) -> Open {
+    let (digest, damaged) = (catalog.digest().to_owned(), Arc::clone(damaged));
+    catalog.on_damage(move |_| damaged.ask(&digest));
+    Arc::new(catalog)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_listing_or_another_version_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut old = larder_core::catalog::Builder::new("s3://b/").finish().0;
+        let whole = larder_core::catalog::digest(&old);
+        fs::write(dir.path().join(&whole), &old).unwrap();
+        old[8] = 1;
+        for (name, bytes) in [("a".repeat(64), old.as_slice()), (".listing-Ab1".into(), b"half"), (".x.1.part".into(), b"")] {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let catalogs = Catalogs::load(dir.path()).unwrap();
+        assert_eq!(catalogs.digests(), std::slice::from_ref(&whole));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

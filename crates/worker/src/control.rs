@@ -73,8 +73,8 @@ pub(crate) fn status(worker: &Worker) -> StatusResponse {
         snapshot: l.snapshot,
         skipped: l.skipped,
         skipped_examples: l.skipped_examples,
-        problem: None,
         time: l.time,
+        ..pb::Listing::default()
     });
     StatusResponse {
         node: worker.node.clone(),

@@ -36,6 +36,7 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(listing::run(Arc::clone(worker))));
     spawn(Box::pin(snapshot::run(Arc::clone(worker))));
     spawn(Box::pin(snapshot::run_wanted(Arc::clone(worker))));
+    spawn(Box::pin(snapshot::run_damaged(Arc::clone(worker))));
     spawn(Box::pin(preload::run(Arc::clone(worker))));
     spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));

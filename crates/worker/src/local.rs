@@ -74,7 +74,7 @@ pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (R
         return error("the dataset was erased from this node".to_owned());
     }
     let Some(catalog) = worker.catalogs.get(snapshot) else {
-        worker.catalogs.want(snapshot);
+        worker.catalogs.wanted.ask(snapshot);
         // It comes; until then reads go to the peers.
         return (Reply::Absent { owner: true }, None);
     };
@@ -94,7 +94,7 @@ pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (R
 
 async fn catalog(worker: &Arc<Worker>, digest: &str) -> (Reply, Option<File>) {
     if !is_digest(digest) || worker.catalogs.get(digest).is_none() {
-        worker.catalogs.want(digest);
+        worker.catalogs.wanted.ask(digest);
         return (Reply::Absent { owner: false }, None);
     }
     let path = worker.catalogs.path(digest);

@@ -89,7 +89,7 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
 
 async fn find(worker: &Arc<Worker>, request: &ObjectRequest) -> Result<Located, Refusal> {
     let Some(catalog) = worker.catalogs.get(&request.snapshot) else {
-        worker.catalogs.want(&request.snapshot);
+        worker.catalogs.wanted.ask(&request.snapshot);
         return Err(unknown_snapshot(worker, &request.snapshot));
     };
     let unknown = || {

@@ -12,7 +12,7 @@ use larder_origin::testing::{FakeS3, Fault};
 use larder_peer::{ReadError, Source};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
 use larder_telemetry::Health;
-use std::{collections::BTreeMap, fs::File, io::Read as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, io::Read as _, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -662,4 +662,61 @@ async fn a_worker_that_cannot_begin_says_why_and_begins_when_it_can() {
     std::fs::create_dir(&tier).unwrap();
     assert!(opening.await.unwrap().unwrap().is_some());
     assert!(!health.is_ready());
+}
+
+/// Damages the last section of the first node's catalog, which the restarted worker reads only when somebody asks for it.
+async fn with_damaged_catalog(cluster: &mut Cluster, snapshot: &str) {
+    cluster.stop(0).await;
+    let path = cluster.nodes[0].dir.join("catalogs").join(snapshot);
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let (at, mut byte) = (4096 + 200, [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    cluster.restart(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_catalog_is_fetched_again_from_another_worker() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(2).await;
+    let snapshot = cluster.nodes[0].list(&server).await;
+    for node in &cluster.nodes {
+        node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
+        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
+    }
+    with_damaged_catalog(&mut cluster, &snapshot).await;
+    let lists = server.seen().lists;
+    assert!(cluster.catalog(&snapshot).verify().is_err());
+    // The first to need the section finds the damage.
+    let ask = Request::Open { snapshot: snapshot.clone(), inode: 2 };
+    assert!(matches!(cluster.nodes[0].ask(ask.clone()).await.0, Reply::Error(_)));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while matches!(cluster.nodes[0].ask(ask.clone()).await.0, Reply::Error(_)) {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cluster.catalog(&snapshot).verify().unwrap();
+    read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(server.seen().lists, lists);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_catalog_that_nobody_else_has_is_listed_again() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let mut cluster = Cluster::start(1).await;
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    let config = pb::Config { listing_id: "l1".into(), snapshot: snapshot.clone(), preload: true, ..orders(&server) };
+    cluster.nodes[0].configure(config).await;
+    with_damaged_catalog(&mut cluster, &snapshot).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while cluster.catalog(&snapshot).verify().is_err() {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let done = |s: pb::StatusResponse| s.preload.filter(|p| p.phase() == Phase::Succeeded);
+    cluster.nodes[0].until(done).await;
+    read_all(&cluster, &snapshot, &files).await;
+    assert_eq!(server.seen().bytes, size(&files), "no object was fetched again");
 }

@@ -30,5 +30,5 @@ pub(super) fn ranges(names: &str, from: &Path, to: &Path, threads: usize, block:
     // As a preload does before it says that it has a file.
     let synced = timed(&files, threads, |(_, _, target), _| target.sync_data().context("sync a file").map(|()| (0, 1)))?;
     let cpu = took.cpu + synced.cpu;
-    Ok(Took { seconds: started.elapsed().as_secs_f64(), bytes: took.bytes, count: synced.count, cpu })
+    Ok(Took { seconds: started.elapsed().as_secs_f64(), bytes: took.bytes, count: synced.count, cpu, tails: None })
 }

@@ -48,5 +48,5 @@ fn measure(count: usize, block: usize, mut each: impl FnMut() -> anyhow::Result<
     }
     let seconds = started.elapsed().as_secs_f64();
     let cpu = cpu::of_this_thread() - before;
-    Ok(Took { seconds, bytes: (count * block) as u64, count: count as u64, cpu })
+    Ok(Took { seconds, bytes: (count * block) as u64, count: count as u64, cpu, tails: None })
 }

@@ -26,5 +26,5 @@ pub(super) fn find(root: &Path) -> anyhow::Result<Took> {
     }
     let status = child.wait().context("wait for find")?;
     anyhow::ensure!(status.success(), "find {}: {status}", root.display());
-    Ok(Took { seconds: started.elapsed().as_secs_f64(), bytes, count, cpu: cpu::of_children() - before })
+    Ok(Took { seconds: started.elapsed().as_secs_f64(), bytes, count, cpu: cpu::of_children() - before, tails: None })
 }

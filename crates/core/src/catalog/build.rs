@@ -37,18 +37,13 @@ impl Builder {
     /// Takes one object in, or notes why it cannot be a file.
     pub fn push(&mut self, file: Listed) {
         if let Err(reason) = file.check() {
-            return self.skip(file.path, reason);
+            return self.skipped.push(Skipped { key: file.path, reason });
         }
         let records = &mut self.records;
         let Ok(()) = self.make.of::<std::convert::Infallible>(&file, |record| {
             records.push(record.to_vec());
             Ok(())
         });
-    }
-
-    /// Notes a key that did not even come as far as [`Self::push`].
-    pub fn skip(&mut self, key: String, reason: &'static str) {
-        self.skipped.push(Skipped { key, reason });
     }
 
     /// The catalog file, and what was left out of it.

@@ -35,17 +35,15 @@ impl Listed {
         if self.version.len() > VERSION_MAX {
             return Err("has a version longer than 255 bytes");
         }
-        path.split('/').try_for_each(|part| check_name(part.as_bytes()))
-    }
-}
-
-pub(super) fn check_name(name: &[u8]) -> Result<(), &'static str> {
-    match name {
-        [] => Err("has an empty part (//)"),
-        b"." | b".." => Err("has a part . or .."),
-        _ if name.len() > NAME_MAX => Err("has a part longer than 255 bytes"),
-        _ if name.contains(&0) => Err("has a NUL byte"),
-        _ => Ok(()),
+        if path.contains('\0') || self.version.contains('\0') {
+            return Err("has a NUL byte");
+        }
+        path.split('/').try_for_each(|part| match part {
+            "" => Err("has an empty part (//)"),
+            "." | ".." => Err("has a part . or .."),
+            _ if part.len() > NAME_MAX => Err("has a part longer than 255 bytes"),
+            _ => Ok(()),
+        })
     }
 }
 

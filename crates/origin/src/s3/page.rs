@@ -12,6 +12,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Page {
     pub objects: Vec<Object>,
+    /// Common prefixes, if they were asked for.
+    pub folders: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +30,17 @@ struct ListBucketResult {
     #[serde(default)]
     contents: Vec<Contents>,
     #[serde(default)]
+    common_prefixes: Vec<CommonPrefix>,
+    #[serde(default)]
     next_continuation_token: Option<String>,
     #[serde(default)]
     is_truncated: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CommonPrefix {
+    prefix: String,
 }
 
 #[derive(Deserialize)]
@@ -58,7 +68,8 @@ pub(super) fn parse(xml: &[u8]) -> Result<(Page, Bytes), quick_xml::DeError> {
     let token = answer.next_continuation_token.filter(|t| answer.is_truncated && !t.is_empty());
     let token = token.map_or_else(String::new, |t| format!("<NextContinuationToken>{}</NextContinuationToken>", escape(t)));
     let rest = format!("<ListBucketResult>{token}</ListBucketResult>");
-    Ok((Page { objects: objects.collect() }, rest.into()))
+    let folders = answer.common_prefixes.into_iter().map(|c| c.prefix).collect();
+    Ok((Page { objects: objects.collect(), folders }, rest.into()))
 }
 
 #[cfg(test)]
@@ -73,6 +84,7 @@ mod tests {
 <Contents><Key>a//b</Key><LastModified>2026-01-02T03:04:05.006Z</LastModified><ETag>&quot;e1&quot;</ETag><Size>5</Size><StorageClass>STANDARD</StorageClass></Contents>
 <Contents><Key> x&lt;y &amp;#x1;&#x9;%20+é </Key><LastModified>bad</LastModified><ETag>"e2"</ETag><Size>0</Size><Owner><ID>1</ID></Owner></Contents>
 <Contents><Key>dir/</Key><Size>0</Size></Contents>
+<CommonPrefixes><Prefix>a &amp; b/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>c/</Prefix></CommonPrefixes>
 </ListBucketResult>"#;
         let (page, rest) = parse(xml.as_bytes()).unwrap();
         let keys: Vec<_> = page.objects.iter().map(|o| o.key.as_str()).collect();
@@ -80,6 +92,7 @@ mod tests {
         assert_eq!(page.objects[0].mtime_ns, 1_767_323_045_006_000_000);
         assert_eq!(page.objects[0].e_tag.as_deref(), Some("\"e1\""));
         assert_eq!(page.objects[2].e_tag, None);
+        assert_eq!(page.folders, ["a & b/", "c/"]);
         assert_eq!(&rest[..], b"<ListBucketResult><NextContinuationToken>a&amp;b==</NextContinuationToken></ListBucketResult>");
     }
 

@@ -2,27 +2,24 @@
 
 use super::{Pause, goal_changed};
 use crate::{
-    folder,
+    folder::{self, FolderError},
     orders::{Orders, Source},
     report::{folder_problem, origin_problem, problem, reasons},
     worker::Worker,
 };
-use futures::StreamExt as _;
-use larder_core::catalog::{Builder, Catalog, ReadAt, Skipped};
-use larder_origin::Item;
+use larder_core::catalog::Skipped;
 use larder_proto::control::v1::{self as pb, Phase, Problem};
+use larder_snapshot::{Progress, Skips, TakeError, Taken};
 use std::{
-    io,
+    convert::Infallible,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Skipped keys that are told to people.
-const EXAMPLES: usize = 10;
-/// Longest text of one of them.
+/// Longest text of one skipped key.
 const EXAMPLE: usize = 300;
-/// Objects between two reports.
-const STEP: u64 = 1000;
+/// Between two reports.
+const TELL: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Goal {
@@ -51,47 +48,54 @@ pub(crate) async fn run(worker: Arc<Worker>) {
 
 /// Never ends.
 async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>) {
-    let taken = |goal: &Goal| {
-        let state = worker.state.lock();
-        state.listing.as_ref().is_some_and(|l| l.id == goal.id && worker.catalogs.get(&l.snapshot).is_some())
-    };
-    let Some(goal) = goal.filter(|g| !taken(g)) else {
+    let Some(goal) = goal else {
         worker.report.set_listing(None);
         return std::future::pending().await;
     };
+    loop {
+        if let Some(snapshot) = taken(worker, goal) {
+            worker.report.set_listing(None);
+            worker.catalogs.lost(&snapshot).await;
+            tracing::warn!(snapshot, "the catalog is damaged and nobody else has it; listing the origin again");
+        }
+        take(worker, goal).await;
+    }
+}
+
+/// The snapshot of the listing that is wanted, if its catalog is here.
+fn taken(worker: &Worker, goal: &Goal) -> Option<String> {
+    let state = worker.state.lock();
+    let listing = state.listing.as_ref().filter(|l| l.id == goal.id && worker.catalogs.is_whole(&l.snapshot));
+    listing.map(|l| l.snapshot.clone())
+}
+
+/// Tries until there is a listing.
+async fn take(worker: &Arc<Worker>, goal: &Goal) {
     let running = pb::Listing { id: goal.id.clone(), phase: Phase::Running.into(), ..pb::Listing::default() };
     let mut pause = Pause::new();
     let mut last: Option<Problem> = None;
-    loop {
-        // A failure stays told while it is tried again, so that nobody sees it come and go.
-        if last.is_none() {
-            worker.report.set_listing(Some(running.clone()));
+    // A failure stays told while it is tried again, so that nobody sees it come and go.
+    while let Err(p) = attempt(worker, goal, &running, last.is_none()).await {
+        if last.as_ref() != Some(&p) {
+            tracing::warn!(
+                listing = goal.id,
+                source = goal.source.uri,
+                reason = p.reason,
+                message = p.message,
+                "listing failed"
+            );
         }
-        match attempt(worker, goal, &running, last.is_none()).await {
-            Ok(()) => {
-                worker.report.set_listing(None);
-                return std::future::pending().await;
-            }
-            Err(p) => {
-                if last.as_ref() != Some(&p) {
-                    tracing::warn!(
-                        listing = goal.id,
-                        source = goal.source.uri,
-                        reason = p.reason,
-                        message = p.message,
-                        "listing failed"
-                    );
-                }
-                let listing = pb::Listing { phase: Phase::Failed.into(), problem: Some(p.clone()), ..running.clone() };
-                worker.report.set_listing(Some(listing));
-                last = Some(p);
-            }
-        }
+        let listing = pb::Listing { phase: Phase::Failed.into(), problem: Some(p.clone()), ..running.clone() };
+        worker.report.set_listing(Some(listing));
+        last = Some(p);
         pause.wait().await;
     }
 }
 
 async fn attempt(worker: &Arc<Worker>, goal: &Goal, running: &pb::Listing, tell: bool) -> Result<(), Problem> {
+    if tell {
+        worker.report.set_listing(Some(running.clone()));
+    }
     let held_up = |p| {
         let problem = Some(p);
         worker.report.set_listing(Some(pb::Listing { phase: Phase::Failed.into(), problem, ..running.clone() }));
@@ -99,66 +103,63 @@ async fn attempt(worker: &Arc<Worker>, goal: &Goal, running: &pb::Listing, tell:
     let connection = worker.connections.exactly_or(&goal.source, &worker.report, held_up).await;
     let origin = connection.origin().map_err(|e| origin_problem(&e))?;
     tracing::info!(listing = goal.id, source = origin.uri(), "listing begins");
-    let mut builder = Builder::new(origin.uri());
-    let (mut files, mut bytes) = (0u64, 0u64);
-    let mut items = origin.list();
-    while let Some(item) = items.next().await {
-        match item.map_err(|e| origin_problem(&e))? {
-            Item::File(file) => {
-                files += 1;
-                bytes = bytes.saturating_add(file.size);
-                builder.push(file);
-            }
-            Item::Skipped { key, reason } => builder.skip(key, reason),
-        }
-        if tell && files.is_multiple_of(STEP) {
-            worker.report.set_listing(Some(pb::Listing { files, bytes, ..running.clone() }));
-        }
-    }
-    drop(items);
-    let (uri, id, task) = (origin.uri().to_owned(), goal.id.clone(), Arc::clone(worker));
-    let taken = tokio::task::spawn_blocking(move || write(&task, builder, &uri, id));
-    let taken = taken.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
-    tracing::info!(
-        listing = taken.id,
-        snapshot = taken.snapshot,
-        files = taken.files,
-        bytes = taken.bytes,
-        skipped = taken.skipped,
-        "listing taken"
-    );
-    worker.state.lock().listing = Some(taken);
+    let progress = Arc::new(Progress::default());
+    let taking = larder_snapshot::take(&*origin, worker.catalogs.folder(), &progress);
+    let taken = tokio::select! {
+        biased;
+        taken = taking => taken.map_err(|e| take_problem(origin.uri(), e))?,
+        never = tell_progress(worker, running, &progress, tell) => match never {},
+    };
+    let (task, digest) = (Arc::clone(worker), taken.digest.clone());
+    let added = tokio::task::spawn_blocking(move || task.catalogs.add(&digest)).await;
+    added.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| folder_problem(&e))?;
+    tracing::info!(listing = goal.id, snapshot = taken.digest, skipped = taken.skips.count, "listing taken");
+    worker.state.lock().listing = Some(remembered(goal, taken));
     worker.save_state().await.map_err(|e| folder_problem(&e))
 }
 
-/// Blocks.
-fn write(worker: &Worker, builder: Builder, uri: &str, id: String) -> Result<folder::Listing, Problem> {
-    let (catalog, skipped) = builder.finish();
-    let counted = Catalog::open(InMemory(&catalog)).map(|c| (c.files(), c.bytes()));
-    let (files, bytes) =
-        counted.map_err(|e| problem(reasons::SNAPSHOT_UNAVAILABLE, format!("make the catalog of {uri}: {e}; report this")))?;
-    if files == 0 {
-        let left_out = if skipped.is_empty() {
-            String::new()
-        } else {
-            format!(" ({} keys left out: {})", skipped.len(), example(&skipped[0]))
-        };
-        let text = format!(
-            "list {uri}: no object there that source.include and source.exclude let through{left_out}; correct the source"
-        );
-        return Err(problem(reasons::EMPTY_SOURCE, text));
+async fn tell_progress(worker: &Worker, running: &pb::Listing, progress: &Progress, tell: bool) -> Infallible {
+    loop {
+        tokio::time::sleep(TELL).await;
+        if tell {
+            worker.report.set_listing(Some(pb::Listing {
+                files: progress.files(),
+                bytes: progress.bytes(),
+                files_per_second: progress.rate(),
+                entries_written: progress.written(),
+                ..running.clone()
+            }));
+        }
     }
-    let snapshot = worker.catalogs.write(&catalog).map_err(|e| folder_problem(&e))?;
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).cast_signed();
-    Ok(folder::Listing {
-        id,
-        snapshot,
-        files,
-        bytes,
-        skipped: skipped.len() as u64,
-        skipped_examples: skipped.iter().take(EXAMPLES).map(example).collect(),
-        time,
-    })
+}
+
+fn remembered(goal: &Goal, taken: Taken) -> folder::Listing {
+    folder::Listing {
+        id: goal.id.clone(),
+        snapshot: taken.digest,
+        files: taken.files,
+        bytes: taken.bytes,
+        skipped: taken.skips.count,
+        skipped_examples: taken.skips.examples.iter().map(example).collect(),
+        time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).cast_signed(),
+    }
+}
+
+fn take_problem(uri: &str, error: TakeError) -> Problem {
+    match error {
+        TakeError::Origin(e) => origin_problem(&e),
+        TakeError::Disk { action, folder, source } => folder_problem(&FolderError::Disk { action, path: folder, source }),
+        TakeError::Empty(skips) => {
+            let Skips { count, examples } = skips;
+            let example = examples.first().map(|first| format!(" ({count} keys left out: {})", example(first)));
+            let text = format!(
+                "list {uri}: no object there that source.include and source.exclude let through{}; correct the source",
+                example.unwrap_or_default()
+            );
+            problem(reasons::EMPTY_SOURCE, text)
+        }
+        e @ TakeError::Interrupted => problem(reasons::SNAPSHOT_UNAVAILABLE, format!("list {uri}: {e}; report this")),
+    }
 }
 
 fn example(skipped: &Skipped) -> String {
@@ -170,18 +171,25 @@ fn example(skipped: &Skipped) -> String {
     }
 }
 
-/// A catalog that is not written yet, looked at without a copy.
-struct InMemory<'a>(&'a [u8]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
 
-impl ReadAt for InMemory<'_> {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|at| self.0.get(at..));
-        let part = from.and_then(|rest| rest.get(..buf.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(part);
-        Ok(())
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.len() as u64)
+    #[test]
+    fn a_disk_that_is_full_while_the_listing_is_sorted_is_named() {
+        let disk = |kind: io::ErrorKind| TakeError::Disk {
+            action: "sort the listing in",
+            folder: "/mnt/nvme0/larder/uid/catalogs".into(),
+            source: kind.into(),
+        };
+        let full = take_problem("s3://b/", disk(io::ErrorKind::StorageFull));
+        assert_eq!(full.reason, reasons::DISK_FULL);
+        assert!(
+            full.message.contains("sort the listing in /mnt/nvme0") && full.message.contains("free space"),
+            "{}",
+            full.message
+        );
+        assert_eq!(take_problem("s3://b/", disk(io::ErrorKind::ReadOnlyFilesystem)).reason, reasons::DISK_FAILED);
     }
 }

@@ -12,6 +12,8 @@ use std::{io, sync::Arc, time::Duration};
 
 /// Between attempts at a snapshot that mounts ask for and the orders do not name.
 const WANTED_PAUSE: Duration = Duration::from_secs(2);
+/// Between attempts to replace a damaged catalog: bounds what a disk that damages every copy can cost.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
 /// Failures of the first attempts are no problem yet: the others' addresses, and the catalog itself, may just be on their way.
 const QUIET: u32 = 3;
 
@@ -67,7 +69,7 @@ async fn pursue(worker: &Arc<Worker>, digest: Option<&str>) {
 /// Gets what mounts of older snapshots ask for. One attempt each: who asks, asks again.
 pub(crate) async fn run_wanted(worker: Arc<Worker>) {
     loop {
-        let digest = worker.catalogs.wanted().await;
+        let digest = worker.catalogs.wanted.next().await;
         if worker.catalogs.get(&digest).is_none() {
             match fetch(&worker, &digest).await {
                 Ok(()) => tracing::info!(snapshot = digest, "older snapshot fetched, because a mount asks for it"),
@@ -77,7 +79,25 @@ pub(crate) async fn run_wanted(worker: Arc<Worker>) {
                 }
             }
         }
-        worker.catalogs.tried(&digest);
+        worker.catalogs.wanted.tried(&digest);
+    }
+}
+
+/// Replaces catalogs of which a section cannot be read. Until then what can be read of them goes on being read.
+pub(crate) async fn run_damaged(worker: Arc<Worker>) {
+    loop {
+        let digest = worker.catalogs.damaged.next().await;
+        tracing::error!(snapshot = digest, "the catalog is damaged on this node's disk; fetching another copy");
+        match fetch(&worker, &digest).await {
+            Ok(()) => tracing::info!(snapshot = digest, "the damaged catalog is replaced"),
+            Err(p) => {
+                tracing::warn!(snapshot = digest, reason = p.reason, message = p.message, "no other copy of a damaged catalog");
+                // Whoever listed it may list it again.
+                worker.catalogs.lose(&digest);
+            }
+        }
+        tokio::time::sleep(DAMAGED_PAUSE).await;
+        worker.catalogs.damaged.tried(&digest);
     }
 }
 

@@ -229,8 +229,14 @@ fn listing(f: &Facts<'_>) -> Verdict {
                 let message = format!("node {node}: the listing failed; see the log of its worker");
                 Verdict::False(Cause::new(reasons::snapshot::LISTING_FAILED, message))
             }
+            _ if l.entries_written > 0 => {
+                let (done, files) = (l.entries_written, l.files);
+                let message = format!("node {node} has listed {files} files and writes the catalog: {done} entries so far");
+                Verdict::False(Cause::new(reasons::snapshot::LISTING_RUNNING, message))
+            }
             _ => {
-                let message = format!("node {node} lists the origin: {} files, {} so far", l.files, bytes(l.bytes));
+                let (size, rate) = (bytes(l.bytes), l.files_per_second);
+                let message = format!("node {node} lists the origin: {} files, {size} so far, {rate} files/s", l.files);
                 Verdict::False(Cause::new(reasons::snapshot::LISTING_RUNNING, message))
             }
         },

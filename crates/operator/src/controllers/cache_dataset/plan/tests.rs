@@ -273,9 +273,14 @@ fn one_worker_is_told_to_list() {
 fn the_progress_of_the_listing_is_told() {
     let mut world = World::new();
     let id = listing_id(&world.dataset.spec.source);
-    world.answer("gpu-0", |s| s.listing = Some(listing(&id, Phase::Running, "")));
-    let message = is(&world.plan(), types::SNAPSHOT_TAKEN, "False", reasons::snapshot::LISTING_RUNNING);
-    assert_eq!(message, "node gpu-0 lists the origin: 10 files, 1000 bytes so far");
+    let running = Listing { files_per_second: 5, ..listing(&id, Phase::Running, "") };
+    let mut told = |running: Listing| {
+        world.answer("gpu-0", |s| s.listing = Some(running));
+        is(&world.plan(), types::SNAPSHOT_TAKEN, "False", reasons::snapshot::LISTING_RUNNING)
+    };
+    assert_eq!(told(running.clone()), "node gpu-0 lists the origin: 10 files, 1000 bytes so far, 5 files/s");
+    let writing = Listing { entries_written: 7, ..running };
+    assert_eq!(told(writing), "node gpu-0 has listed 10 files and writes the catalog: 7 entries so far");
 }
 
 #[test]
