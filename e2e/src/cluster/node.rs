@@ -24,6 +24,9 @@ use crate::tools::Tools;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Where a kubelet says on 127.0.0.1 that it is well; it listens when it has found containerd.
+const KUBELET_HEALTHZ: u16 = 10248;
+
 /// A node of the cluster.
 pub struct Node {
     tools: Tools,
@@ -189,9 +192,38 @@ impl Node {
         if self.spec.kind == NodeKind::Gpu {
             command.args(["--node-labels", "nvidia.com/gpu.present=true"]);
         }
-        let kubelet = self.start_component("kubelet", &mut command)?;
+        let kubelet = self.start_until_it_stays(&mut command)?;
         self.running()?.kubelet = Some(kubelet);
         Ok(())
+    }
+
+    /// As a service manager would: a kubelet ends at once when containerd answers, but not yet for kubelets.
+    fn start_until_it_stays(&self, command: &mut Command) -> Result<Component> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let mut kubelet = self.start_component("kubelet", command)?;
+            let ended = loop {
+                if let Err(ended) = kubelet.check() {
+                    break ended;
+                }
+                if self.listens(KUBELET_HEALTHZ)? {
+                    return Ok(kubelet);
+                }
+                ensure!(Instant::now() < deadline, "{}: kubelet does not listen after {START_TIMEOUT:?}", self.name());
+                std::thread::sleep(Duration::from_millis(50));
+            };
+            ensure!(Instant::now() < deadline, "{}: kubelet does not stay: {ended:#}", self.name());
+        }
+    }
+
+    /// Does a process on this node listen on a port of 127.0.0.1?
+    fn listens(&self, port: u16) -> Result<bool> {
+        let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.holder()?)).context("sockets of a node")?;
+        let (address, listening) = (format!("0100007F:{port:04X}"), "0A");
+        Ok(table.lines().any(|line| {
+            let mut columns = line.split_whitespace().skip(1);
+            columns.next() == Some(&address) && columns.nth(1) == Some(listening)
+        }))
     }
 
     /// Ends the kubelet; containers go on.

@@ -134,7 +134,8 @@ pub(super) fn survives_a_kubelet_restart(lab: &Lab) -> Result<()> {
     // The lease is renewed only by a kubelet that runs.
     let renewed =
         || cluster.get("leases", Some("kube-node-lease"), node.name()).map(|lease| lease["spec"]["renewTime"].clone());
-    let before = renewed()?;
+    // A node is Ready a moment before it has one.
+    let before = cluster.wait_until("the node's lease", WAIT, renewed)?;
     cluster.wait_until("the kubelet is back", WAIT, || {
         ensure!(renewed()? != before, "its lease is not renewed");
         Ok(())

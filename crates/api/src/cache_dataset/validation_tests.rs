@@ -132,7 +132,10 @@ fn defaults_are_in_the_schema() {
         &json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }])
     );
     assert_eq!(spec.pointer("/preload/default/policy").unwrap(), "OnCreate");
-    assert_eq!(spec.pointer("/mount/default").unwrap(), &json!({ "uid": 0, "gid": 0, "fileMode": 0o444, "dirMode": 0o555 }));
+    assert_eq!(
+        spec.pointer("/mount/default").unwrap(),
+        &json!({ "uid": 0, "gid": 0, "fileMode": 0o444, "dirMode": 0o555, "mode": "Auto" })
+    );
     let key = "/source/properties/ca/properties/configMapRef/properties/key/default";
     assert_eq!(spec.pointer(key).unwrap(), "ca.crt");
 }
