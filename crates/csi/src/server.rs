@@ -161,13 +161,15 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
 }
 
 /// Takes away what only a plugin that runs needs, because this may have been the last one on the node; the next one makes it
-/// again. The bind mounts in pods stay.
+/// again. The bind mounts in pods stay. So do mount tokens where something is mounted: they outlive an operator that is away.
 fn leave_nothing(layout: &Layout) {
+    let nothing_mounted = fs::read_dir(layout.state()).is_ok_and(|mut records| records.next().is_none());
     let left = mount::unmount_all(&layout.shroud())
         .and_then(|()| mount::remove(&layout.shroud()))
-        .and_then(|()| mount::remove(&layout.csi_socket()));
+        .and_then(|()| mount::remove(&layout.csi_socket()))
+        .and_then(|()| if nothing_mounted { mount::remove(&layout.tokens()) } else { Ok(()) });
     if let Err(error) = left {
-        tracing::warn!(%error, "remove shroud and CSI socket");
+        tracing::warn!(%error, "remove shroud, CSI socket and mount tokens");
     }
 }
 
