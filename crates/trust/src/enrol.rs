@@ -64,6 +64,9 @@ pub enum IssueError {
     Leaf(#[from] LeafError),
 }
 
+/// The operator's Service, as Kubernetes tells pods of its namespace.
+const SERVICE_HOST: &str = "LARDER_OPERATOR_SERVICE_HOST";
+
 /// Where certificates and mount tokens come from.
 #[derive(Clone, Debug)]
 pub struct Issuer {
@@ -109,9 +112,21 @@ impl Issuer {
         Ok(request)
     }
 
+    /// By the address that Kubernetes gave this pod, so that mounts do not need DNS; else, or if the Service was made again since, by
+    /// name.
     async fn client(&self, bundle: &Bundle) -> Result<AuthorityClient<Channel>, IssueError> {
-        let away = |e: &dyn std::error::Error| IssueError::Away { address: self.address.clone(), reason: chain(e) };
-        let uri = operator_uri(&self.address).map_err(|e| away(&e))?;
+        let given = std::env::var(SERVICE_HOST).ok().and_then(|host| with_host(&self.address, &host));
+        if let Some(address) = given
+            && let Ok(client) = self.client_at(bundle, &address).await
+        {
+            return Ok(client);
+        }
+        self.client_at(bundle, &self.address).await
+    }
+
+    async fn client_at(&self, bundle: &Bundle, address: &str) -> Result<AuthorityClient<Channel>, IssueError> {
+        let away = |e: &dyn std::error::Error| IssueError::Away { address: address.to_owned(), reason: chain(e) };
+        let uri = operator_uri(address).map_err(|e| away(&e))?;
         let connector = Connector::nameless(bundle, CONNECT).map_err(|e| away(&e))?;
         let origin = http::Uri::from_static("http://larder-operator");
         let endpoint = Endpoint::from(uri).origin(origin).timeout(ANSWER);
@@ -122,6 +137,12 @@ impl Issuer {
         let reason = format!("{}: {}", status.code(), status.message());
         IssueError::Refused { address: self.address.clone(), reason }
     }
+}
+
+/// The same port at another host.
+fn with_host(address: &str, host: &str) -> Option<String> {
+    let (_, port) = address.rsplit_once(':')?;
+    Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -24,6 +24,7 @@ pub(super) fn files_that_the_origin_does_not_give_are_named_and_heal(lab: &Lab) 
     let outcome = troubled(lab, &named, &manifest);
     // Other tests use the origin too.
     lab.s3.refuse(&[]).and(outcome)?;
+    lab.cluster.delete_and_wait("pods", Some(named.namespace), "holder", WAIT)?;
     named.remove(WAIT)
 }
 

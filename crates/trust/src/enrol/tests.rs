@@ -146,3 +146,10 @@ async fn a_token_is_shown_to_the_operator_and_to_nobody_else() {
     assert!(error.contains("reach the operator") && error.contains("larder://mounter/evil"), "{error}");
     assert_eq!(*operator.issued.lock(), 0);
 }
+
+#[test]
+fn the_services_address_takes_the_place_of_its_name() {
+    assert_eq!(with_host("larder-operator.x.svc:7480", "10.96.0.9").as_deref(), Some("10.96.0.9:7480"));
+    assert_eq!(with_host("larder-operator.x.svc:7480", "fd00::9").as_deref(), Some("[fd00::9]:7480"));
+    assert_eq!(with_host("larder-operator", "10.96.0.9"), None);
+}

@@ -84,7 +84,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
     }
     let mut pod = json!({
         "serviceAccountName": settings.worker_service_account,
-        "enableServiceLinks": false,
+        "enableServiceLinks": true, // certificates must not need DNS
         "terminationGracePeriodSeconds": 15,
         "tolerations": spec.tolerations,
         "securityContext": {
