@@ -63,7 +63,8 @@ fn list_shard(dir: &Path, shard: &Path, complete: &mut Vec<(ObjectKey, u64)>) ->
         return remove(shard);
     }
     // Whether the file is there, and the size that its sidecar tells.
-    let (mut found, mut strange): (HashMap<ObjectKey, (bool, Option<u64>)>, Vec<PathBuf>) = Default::default();
+    let mut found = HashMap::<ObjectKey, (bool, Option<u64>)>::new();
+    let mut strange = Vec::new();
     for entry in fs::read_dir(shard).map_err(CacheError::disk("list", shard))? {
         let entry = entry.map_err(CacheError::disk("list", shard))?;
         let is_file = entry.file_type().map_err(CacheError::disk("list", shard))?.is_file();

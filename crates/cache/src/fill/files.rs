@@ -47,10 +47,11 @@ pub(crate) fn finish(dir: &Path, key: &ObjectKey, sidecar: &Sidecar) -> Result<(
     STEPS.iter().try_for_each(|step| step(&whole))
 }
 
+type Step = fn(&Whole<'_>) -> Result<(), CacheError>;
+
 /// In this order: after a crash between any two of them there is either the complete file with its sidecar, or an unfinished
 /// one that goes on.
-pub(crate) const STEPS: [fn(&Whole<'_>) -> Result<(), CacheError>; 6] =
-    [sync_data, write_sidecar, make_folder, place_sidecar, place_file, end_journal];
+pub(crate) const STEPS: [Step; 6] = [sync_data, write_sidecar, make_folder, place_sidecar, place_file, end_journal];
 
 fn sync_data(whole: &Whole<'_>) -> Result<(), CacheError> {
     let path = layout::fill(whole.dir, whole.key);
