@@ -2,13 +2,15 @@
 
 mod check;
 mod chunk;
+mod evict;
 mod scrub;
 
 use crate::{
     CHUNK, CacheError, Checked, Floor, Keep, Object, ReadError, blocks, chunk_range, chunks,
     fill::{self, Chunk, Fill},
     index::Index,
-    quarantine, scan,
+    layout,
+    scan::{self, Found},
     sidecar::Sidecar,
     space::Space,
     unreadable::{Unreadable, off},
@@ -17,7 +19,7 @@ use bytes::Bytes;
 pub use check::Integrity;
 use check::{Checks, Damaged};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use larder_core::key::ObjectKey;
+use larder_core::{eviction::Wanted, key::ObjectKey};
 use parking_lot::Mutex;
 use std::{
     fs, io,
@@ -123,7 +125,7 @@ impl quick_cache::Weighter<ObjectKey, Arc<Sidecar>> for SidecarWeight {
     }
 }
 
-enum Found<E: std::error::Error + Clone + Send + Sync + 'static> {
+enum Here<E: std::error::Error + Clone + Send + Sync + 'static> {
     Complete,
     Fill(Arc<Fill<E>>),
 }
@@ -139,12 +141,16 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// # Errors
     /// The disk's.
     pub fn open(dir: &Path, options: Options) -> Result<Self, CacheError> {
-        let complete = scan::scan(dir)?;
+        let Found { complete, unfinished } = scan::scan(dir)?;
+        let mut index = Index::new(complete, options.quota);
+        for (key, journal) in unfinished {
+            index.begin(&Arc::new(Fill::found(key, &journal)), Keep::Own);
+        }
         let budget = (options.in_flight.max(CHUNK) >> 10) as usize;
         Ok(Self {
             inner: Arc::new(Inner {
                 dir: dir.to_owned(),
-                index: Mutex::new(Index::new(complete, options.quota)),
+                index: Mutex::new(index),
                 space: Space::new(options.floor),
                 sidecars: Sidecars::with_weighter(SIDECARS / 1024, SIDECARS as u64, SidecarWeight),
                 checks: Checks::default(),
@@ -235,9 +241,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     {
         let mut last = CacheError::Erased { path: self.inner.dir.clone() };
         for _ in 0..TRIES {
-            let read = match self.find(object)? {
-                Found::Complete => self.read_complete(&object.key, &range).await,
-                Found::Fill(fill) => {
+            let read = match self.claim(object, evict::wanted(object, true)).await? {
+                Here::Complete => self.read_complete(&object.key, &range).await,
+                Here::Fill(fill) => {
                     self.chunks(&fill, covering(object.size, &range), &fetch).await?;
                     self.read_fill(&fill, &range).await
                 }
@@ -259,7 +265,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let Found::Fill(fill) = self.find(object)? else { return Ok(()) };
+        let Here::Fill(fill) = self.claim(object, evict::wanted(object, false)).await? else { return Ok(()) };
         let present = || futures::future::ready(Ok(())).boxed().shared();
         let flights = (0..chunks(object.size))
             .map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
@@ -288,7 +294,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         blocking("unlink files in", &self.inner.dir, move || {
             inner.end_dropped(&idle);
             let count = (unwanted.len() + idle.len()) as u64;
-            unwanted.iter().try_for_each(|key| scan::unlink(&scan::data(&inner.dir, key))).map(|()| count)
+            unwanted.iter().try_for_each(|(key, size)| scan::unlink(&inner.dir, key, *size)).map(|()| count)
         })
         .await
     }
@@ -326,7 +332,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         blocking("erase", &dir.clone(), move || {
             let mut freed = 0;
             scrub::forget(&dir)?;
-            for folder in [dir.join("data"), dir.join("fill"), quarantine::folder(&dir)] {
+            for folder in [layout::data_folder(&dir), layout::fill_folder(&dir), layout::quarantine(&dir)] {
                 freed += allocated(&folder)?;
                 match fs::remove_dir_all(&folder) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -339,7 +345,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     }
 
     /// The complete file or its fill; a new fill if there is neither.
-    fn find(&self, object: &Object) -> Result<Found<E>, CacheError> {
+    fn find(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
         let (inner, Object { key, size, keep }) = (&self.inner, *object);
         let mut index = inner.index.lock();
         if index.erased {
@@ -349,10 +355,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             index.own(&key);
         }
         if index.complete(&key).is_some() {
-            return Ok(Found::Complete);
+            return Ok(Here::Complete);
         }
         if let Some(fill) = index.fill(&key) {
-            return Ok(Found::Fill(Arc::clone(fill)));
+            return Ok(Here::Fill(Arc::clone(fill)));
         }
         let free = index.free();
         if size > free {
@@ -362,17 +368,21 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             let inner = Arc::clone(inner);
             move || {
                 let file = fill::create(&inner.dir, &key)?;
-                inner.space.reserve(&inner.dir, &fill::path(&inner.dir, &key), &file, size)?;
-                Ok(Arc::new(file))
+                let reserve = || inner.space.reserve(&inner.dir, &layout::fill(&inner.dir, &key), &file, size);
+                match reserve() {
+                    Err(CacheError::DiskFull { .. }) if inner.make_room(size, wanted) == size => reserve()?,
+                    reserved => reserved?,
+                }
+                fill::begin(&inner.dir, &key, size)
             }
         });
-        let path = fill::path(&inner.dir, &key);
+        let path = layout::fill(&inner.dir, &key);
         let start = async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("make", path)(io::Error::other(e)))) };
         let fill = Arc::new(Fill::new(key, size, start.boxed().shared()));
         index.begin(&fill, keep);
         drop(index);
         chunk::started(inner, &fill);
-        Ok(Found::Fill(fill))
+        Ok(Here::Fill(fill))
     }
 
     /// Waits until all of these chunks are on the disk.
@@ -400,10 +410,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// Chunks that are on the disk, from a file that is being filled. A bad one is missing from then on.
     async fn read_fill(&self, fill: &Arc<Fill<E>>, range: &Range<u64>) -> Result<Checked, CacheError> {
-        let file = fill.start.clone().await?;
-        let (size, crcs, at) = (fill.size, fill.crcs(range), range.clone());
-        off(move || blocks::read(&file, size, &at, &crcs)).await.map_err(|e| {
-            let path = fill::path(&self.inner.dir, &fill.key);
+        fill.start.clone().await?;
+        let (dir, key, size, crcs, at) = (self.inner.dir.clone(), fill.key, fill.size, fill.crcs(range), range.clone());
+        off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
+            let path = layout::fill(&self.inner.dir, &fill.key);
             if let Unreadable::Rotten { start, .. } = e {
                 tracing::warn!(path = %path.display(), error = %e, "a chunk of an unfinished file is bad; it is fetched again");
                 fill.lost(start / CHUNK);

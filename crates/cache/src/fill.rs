@@ -1,33 +1,37 @@
 //! One object on its way to the disk.
 
+mod files;
+mod journal;
+
+#[cfg(test)]
+pub(crate) use files::{STEPS, Whole};
+pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write};
+pub(crate) use journal::{Journal, append, load as load_journal};
+
 use crate::{
     CHUNK, CacheError, ReadError,
     blocks::{block_size, covering},
-    chunks, scan,
-    sidecar::{self, Sidecar},
+    chunks,
+    sidecar::Sidecar,
 };
 use futures::future::{BoxFuture, Shared};
 use larder_core::key::ObjectKey;
 use parking_lot::Mutex;
 use std::{
-    fs::{self, File},
-    io::Write as _,
     ops::Range,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 use tokio::sync::watch;
 
-/// The file, once its space is reserved. Made once, shared by all.
-pub(crate) type Start = Shared<BoxFuture<'static, Result<Arc<File>, CacheError>>>;
+/// Done when the file is there and its space reserved. Made once, shared by all.
+pub(crate) type Start = Shared<BoxFuture<'static, Result<(), CacheError>>>;
 /// One fetch of one chunk, shared by all its readers.
 pub(crate) type Flight<E> = Shared<BoxFuture<'static, Result<(), ReadError<E>>>>;
 
 pub(crate) enum Chunk<E: std::error::Error + Clone + Send + Sync + 'static> {
     Missing,
+    /// Written by a process before this one, says the journal.
+    Found,
     Flying(Flight<E>),
     /// On the disk.
     Present,
@@ -36,10 +40,17 @@ pub(crate) enum Chunk<E: std::error::Error + Clone + Send + Sync + 'static> {
 /// Which chunks are on the disk, and the checksums they were written with.
 pub(crate) struct Map<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub chunks: Vec<Chunk<E>>,
-    /// Chunks on the disk.
+    /// Chunks that are present.
     present: u64,
-    /// Of each block; meaningless for a chunk that is not on the disk.
+    /// Of each block; meaningless for a chunk that is missing.
     crcs: Vec<u32>,
+}
+
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Map<E> {
+    fn put(&mut self, n: u64, size: u64, crcs: &[u32]) {
+        let first = (n * CHUNK / block_size(size)) as usize;
+        self.crcs[first..first + crcs.len()].copy_from_slice(crcs);
+    }
 }
 
 pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
@@ -67,17 +78,29 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
         }
     }
 
+    /// One that a process before this one had begun.
+    pub fn found(key: ObjectKey, journal: &Journal) -> Self {
+        let fill = Self::new(key, journal.size, futures::FutureExt::shared(Box::pin(std::future::ready(Ok(())))));
+        {
+            let mut map = fill.map.lock();
+            for (n, crcs) in &journal.chunks {
+                map.put(*n, fill.size, crcs);
+                map.chunks[*n as usize] = Chunk::Found;
+            }
+        }
+        fill
+    }
+
     /// All on the disk already?
     pub fn has(&self, wanted: Range<u64>) -> bool {
         let map = self.map.lock();
-        wanted.into_iter().all(|n| matches!(map.chunks[n as usize], Chunk::Present))
+        wanted.into_iter().all(|n| matches!(map.chunks[n as usize], Chunk::Present | Chunk::Found))
     }
 
     /// A chunk is on the disk; was it the last one?
     pub fn landed(&self, n: u64, crcs: &[u32]) -> bool {
-        let first = (n * CHUNK / block_size(self.size)) as usize;
         let mut map = self.map.lock();
-        map.crcs[first..first + crcs.len()].copy_from_slice(crcs);
+        map.put(n, self.size, crcs);
         map.chunks[n as usize] = Chunk::Present;
         map.present += 1;
         map.present == map.chunks.len() as u64
@@ -86,10 +109,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
     /// A chunk on the disk turned out to be bad.
     pub fn lost(&self, n: u64) {
         let mut map = self.map.lock();
-        if matches!(map.chunks[n as usize], Chunk::Present) {
-            map.chunks[n as usize] = Chunk::Missing;
-            map.present -= 1;
+        match map.chunks[n as usize] {
+            Chunk::Present => map.present -= 1,
+            Chunk::Found => {}
+            Chunk::Missing | Chunk::Flying(_) => return,
         }
+        map.chunks[n as usize] = Chunk::Missing;
     }
 
     /// Checksums of the blocks that hold a range of chunks that are on the disk.
@@ -112,54 +137,5 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
     pub fn sidecar(&self) -> Option<Sidecar> {
         let map = self.map.lock();
         (map.present == map.chunks.len() as u64).then(|| Sidecar { size: self.size, crcs: map.crcs.clone() })
-    }
-}
-
-/// Where the file lies while it is filled.
-pub(crate) fn path(dir: &Path, key: &ObjectKey) -> PathBuf {
-    dir.join("fill").join(key.to_string())
-}
-
-/// Makes the file. Blocks.
-pub(crate) fn create(dir: &Path, key: &ObjectKey) -> Result<File, CacheError> {
-    let path = path(dir, key);
-    File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(CacheError::disk("make", path))
-}
-
-/// Makes the file durable and puts it among the complete ones: sidecar first, so that no complete file is without. Blocks.
-pub(crate) fn finish(dir: &Path, key: &ObjectKey, file: &File, whole: &Sidecar) -> Result<(), CacheError> {
-    let (from, to) = (path(dir, key), scan::data(dir, key));
-    file.sync_data().map_err(CacheError::disk("sync", &from))?;
-    let meta_from = sidecar::path(&from);
-    let write = || {
-        let mut meta = File::create(&meta_from)?;
-        meta.write_all(&whole.encode())?;
-        meta.sync_data()
-    };
-    write().map_err(CacheError::disk("write", &meta_from))?;
-    let shard = to.parent().unwrap_or(dir);
-    if !shard.is_dir() {
-        fs::create_dir_all(shard).map_err(CacheError::disk("make", shard))?;
-        sync_folder(&dir.join("data"))?;
-    }
-    let meta_to = sidecar::path(&to);
-    fs::rename(&meta_from, &meta_to).map_err(CacheError::disk("rename to", &meta_to))?;
-    fs::rename(&from, &to).map_err(CacheError::disk("rename to", &to))?;
-    sync_folder(shard)
-}
-
-fn sync_folder(folder: &Path) -> Result<(), CacheError> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(CacheError::disk("sync", folder))
-}
-
-/// Removes what a fill left behind. Blocks.
-pub(crate) fn abandon(dir: &Path, key: &ObjectKey) {
-    let path = path(dir, key);
-    for path in [sidecar::path(&path), path] {
-        if let Err(e) = fs::remove_file(&path)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), error = %e, "remove unfinished file; the next start does it");
-        }
     }
 }

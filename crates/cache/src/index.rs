@@ -1,11 +1,15 @@
 //! What is known in memory: complete files, fills, and how much of the quota they use.
 
-use crate::{Keep, fill::Fill};
-use larder_core::key::ObjectKey;
+use crate::fill::Fill;
+use larder_core::{
+    eviction::{self, FRESH, Keep, Wanted},
+    key::ObjectKey,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// A complete file.
@@ -15,6 +19,8 @@ pub(crate) struct Entry {
     pub keep: Keep,
     /// Filled or read against its checksums in this run of the process.
     pub verified: bool,
+    /// Last use, in seconds since the process took the folder over; 0: by a process before this one.
+    used: u32,
 }
 
 struct Filling<E: std::error::Error + Clone + Send + Sync + 'static> {
@@ -30,16 +36,17 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     complete_bytes: u64,
     fill_bytes: u64,
     quota: u64,
+    began: Instant,
     pub erased: bool,
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
     /// Nobody knows yet whether the files are what they were.
     pub fn new(complete: impl IntoIterator<Item = (ObjectKey, u64)>, quota: u64) -> Self {
-        let entry = |size| Entry { size, keep: Keep::Own, verified: false };
+        let entry = |size| Entry { size, keep: Keep::Own, verified: false, used: 0 };
         let complete: BTreeMap<_, _> = complete.into_iter().map(|(key, size)| (key, entry(size))).collect();
         let complete_bytes = complete.values().map(|e| e.size).sum();
-        Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, erased: false }
+        Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, began: Instant::now(), erased: false }
     }
 
     pub fn set_quota(&mut self, quota: u64) {
@@ -73,6 +80,27 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.complete.range((from, Bound::Unbounded)).next().map(|(key, entry)| (*key, *entry))
     }
 
+    fn now(&self) -> u32 {
+        u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX - 1) + 1
+    }
+
+    /// Someone reads the file, or has its descriptor.
+    pub fn used(&mut self, key: &ObjectKey) {
+        let now = self.now();
+        if let Some(entry) = self.complete.get_mut(key) {
+            entry.used = now;
+        }
+    }
+
+    /// The files to remove so that `need` bytes become free, and what each of them frees.
+    pub fn choose(&self, need: u64, wanted: Wanted) -> Vec<(ObjectKey, u64)> {
+        let now = self.now();
+        let idle = |used| if used == 0 { FRESH + self.began.elapsed() } else { Duration::from_secs(u64::from(now - used)) };
+        let file =
+            |(key, e): (&ObjectKey, &Entry)| eviction::File { id: *key, bytes: e.size, keep: e.keep, idle: idle(e.used) };
+        eviction::choose(self.complete.iter().map(file), need, wanted)
+    }
+
     pub fn verified(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.complete.get_mut(key) {
             entry.verified = true;
@@ -97,7 +125,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.fill_bytes -= fill.size;
         if let Some(Filling { keep, .. }) = ended.filter(|_| complete) {
             self.complete_bytes += fill.size;
-            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true });
+            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true, used: self.now() });
         }
     }
 
@@ -117,12 +145,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
     }
 
     /// Forgets the complete files that are not to be kept.
-    pub fn forget_unwanted(&mut self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<ObjectKey> {
+    pub fn forget_unwanted(&mut self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, u64)> {
         let unwanted: Vec<_> = self.complete.keys().filter(|k| !keep(k)).copied().collect();
-        for key in &unwanted {
-            self.forget(key);
-        }
-        unwanted
+        unwanted.into_iter().filter_map(|key| Some((key, self.forget(&key)?.size))).collect()
     }
 
     /// Marks the fills that are not to be kept and that nobody works on as dropped.

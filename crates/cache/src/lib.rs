@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <dir>/data/<aa>/<key>        a complete object: plain file, same bytes at the same offsets, never changed again
-//! <dir>/data/<aa>/<key>.meta   its sidecar: size, CRC-32C of each block; written before the file is put there
+//! <dir>/data/<aa>/<key>.<size>.meta  its sidecar: CRC-32C of each block; written before the file is put there
 //! <dir>/fill/<key>             an object on its way: all space reserved, chunks written as they come
+//! <dir>/fill/<key>.map         its journal: the chunks that were written, with their checksums
 //! <dir>/quarantine/<key>       a complete file that turned out to be bad, for people to look at
 //! <dir>/scrub                  how far the background read of all files is
 //!
@@ -15,8 +16,9 @@
 //! ```
 //!
 //! Owns everything beneath `data/` and `fill/`. State in memory: which keys are complete, which fills exist, their chunks; all
-//! of it is rebuilt by the scan at start, which keeps complete files and throws everything else away. So when the process
-//! dies at any instant, at most the unfinished files are fetched again.
+//! of it is rebuilt by the scan at start. So when the process dies or the power goes at any instant, at most the chunks that were
+//! not on the disk are fetched again; no unfinished file is taken for a complete one, and no byte is given that is not
+//! what was written.
 //!
 //! A fetch runs in a task of its own: a reader that goes away takes nothing from the others. No lock is held over I/O.
 #![forbid(unsafe_code)]
@@ -26,6 +28,7 @@ mod cache;
 mod error;
 mod fill;
 mod index;
+mod layout;
 mod object;
 mod quarantine;
 mod scan;
@@ -36,7 +39,8 @@ mod unreadable;
 pub use blocks::Checked;
 pub use cache::{Cache, Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};
-pub use object::{Keep, Object};
+pub use larder_core::eviction::Keep;
+pub use object::Object;
 pub use space::Floor;
 
 /// Unit of fetch. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that

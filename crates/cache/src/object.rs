@@ -1,15 +1,6 @@
 //! What the cache is asked for.
 
-use larder_core::key::ObjectKey;
-
-/// Why this node keeps a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Keep {
-    /// A copy of what another node owns: kept as long as nothing else needs the room.
-    Copy,
-    /// It belongs to this node's share.
-    Own,
-}
+use larder_core::{eviction::Keep, key::ObjectKey};
 
 /// One object, as whoever wants it knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

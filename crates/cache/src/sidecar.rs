@@ -10,10 +10,7 @@
 
 use crate::{blocks::block_size, unreadable::Unreadable};
 use larder_core::checksum::crc32c;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 const MAGIC: &[u8; 8] = b"LARDRMET";
 const VERSION: u32 = 2;
@@ -34,18 +31,17 @@ pub(crate) struct Sidecar {
 #[error("sidecar is not usable: {0}")]
 pub(crate) struct Unusable(&'static str);
 
-/// Name of the sidecar of a file.
-pub(crate) fn path(data: &Path) -> PathBuf {
-    data.with_extension("meta")
-}
-
-/// The sidecar of a file. Blocks.
-pub(crate) fn load(data: &Path) -> Result<Sidecar, Unreadable> {
-    let path = path(data);
-    if fs::metadata(&path)?.len() > LONGEST {
+/// Reads a sidecar. Blocks.
+pub(crate) fn load(path: &Path) -> Result<Sidecar, Unreadable> {
+    if fs::metadata(path)?.len() > LONGEST {
         return Err(Unreadable::Sidecar(Unusable("too long")));
     }
-    Sidecar::decode(&fs::read(&path)?).map_err(Unreadable::Sidecar)
+    Sidecar::decode(&fs::read(path)?).map_err(Unreadable::Sidecar)
+}
+
+/// A number in a table.
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 impl Sidecar {
@@ -67,7 +63,7 @@ impl Sidecar {
         if bytes.len() < HEADER || &bytes[..8] != MAGIC {
             return Err(Unusable("no sidecar"));
         }
-        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let u32_at = |at: usize| u32_at(bytes, at);
         let size = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
         if u32_at(8) != VERSION || u64::from(u32_at(12)) != block_size(size) {
             return Err(Unusable("written by another version of Larder"));

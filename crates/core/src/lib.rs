@@ -10,6 +10,7 @@
 
 pub mod catalog;
 pub mod checksum;
+pub mod eviction;
 pub mod key;
 pub mod names;
 pub mod placement;

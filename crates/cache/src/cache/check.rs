@@ -8,7 +8,9 @@ use super::{Cache, blocking};
 use crate::{
     CHUNK, CacheError, Checked, blocks,
     blocks::covering,
-    chunk_range, chunks, quarantine, scan,
+    chunk_range, chunks,
+    index::Entry,
+    layout, quarantine,
     sidecar::{self, Sidecar},
     unreadable::{Unreadable, off},
 };
@@ -21,6 +23,7 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fs::File,
+    io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
@@ -76,18 +79,29 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     #[must_use]
     pub fn open_now(&self, key: &ObjectKey) -> Option<File> {
         let verified = self.inner.index.lock().complete(key)?.verified;
-        verified.then(|| File::open(scan::data(&self.inner.dir, key)).ok())?
+        verified.then(|| File::open(layout::data(&self.inner.dir, key)).ok())?
     }
 
     /// The complete file, read-only, when it is known to be good. It is never changed again; erasing unlinks it.
     pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
-        let verified = self.inner.index.lock().complete(key)?.verified;
+        let verified = {
+            let mut index = self.inner.index.lock();
+            index.used(key);
+            index.complete(key)?.verified
+        };
         if !verified && !tokio::time::timeout(SOON, self.check(key)).await.unwrap_or(false) {
             return None;
         }
-        let path = scan::data(&self.inner.dir, key);
-        match off(move || Ok(File::open(path)?)).await {
-            Ok(file) => Some(file),
+        let path = layout::data(&self.inner.dir, key);
+        let open = move || {
+            let file = File::open(path)?;
+            // Held by all copies of the descriptor: as long as there is one, the file is not removed to make room.
+            let held = file.try_lock_shared().is_ok();
+            Ok(held.then_some(file))
+        };
+        match off(open).await {
+            // `None`: it is being removed at this moment.
+            Ok(file) => file,
             Err(e) => {
                 self.unreadable(key, e, "open").await;
                 None
@@ -122,7 +136,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// Where bad files are put.
     #[must_use]
     pub fn quarantine(&self) -> PathBuf {
-        quarantine::folder(&self.inner.dir)
+        layout::quarantine(&self.inner.dir)
     }
 
     /// Changes when a complete file was found to be bad or gone, so that whoever owns it fetches it again.
@@ -133,7 +147,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// A range of a complete file. Also begins the check of a file whose descriptor is not given away yet.
     pub(super) async fn read_complete(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Checked, CacheError> {
-        if self.inner.index.lock().complete(key).is_some_and(|entry| !entry.verified) {
+        let verified = {
+            let mut index = self.inner.index.lock();
+            index.used(key);
+            index.complete(key).is_none_or(|entry| entry.verified)
+        };
+        if !verified {
             drop(self.check(key));
         }
         self.read_file(key, range).await
@@ -189,13 +208,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         read: impl FnOnce(&File, &Sidecar) -> Result<T, Unreadable> + Send + 'static,
     ) -> Result<T, CacheError> {
         let (inner, of) = (Arc::clone(&self.inner), *key);
-        let size = inner.index.lock().complete(key).map(|e| e.size);
+        let entry = inner.index.lock().complete(key);
         let done = off(move || {
-            let path = scan::data(&inner.dir, &of);
-            let sidecar = inner.sidecars.get_or_insert_with(&of, || sidecar::load(&path).map(Arc::new))?;
-            let file = File::open(&path)?;
-            if size.is_some_and(|size| size != sidecar.size) || file.metadata()?.len() != sidecar.size {
-                return Err(Unreadable::Length { want: sidecar.size });
+            // Removed a moment ago, which is as good as never there.
+            let Entry { size, .. } = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            let load = || sidecar::load(&layout::sidecar(&inner.dir, &of, size)).map(Arc::new);
+            let sidecar = inner.sidecars.get_or_insert_with(&of, load)?;
+            let file = File::open(layout::data(&inner.dir, &of))?;
+            if sidecar.size != size || file.metadata()?.len() != size {
+                return Err(Unreadable::Length { want: size });
             }
             read(&file, &sidecar)
         });
@@ -207,14 +228,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// A complete file could not be read: one that is damaged is put aside, to be fetched again.
     pub(super) async fn unreadable(&self, key: &ObjectKey, e: Unreadable, action: &'static str) -> CacheError {
-        let (damaged, path) = (e.is_damage(), scan::data(&self.inner.dir, key));
+        let (damaged, path) = (e.is_damage(), layout::data(&self.inner.dir, key));
         let error = e.of(action, &path);
-        if !damaged || self.inner.index.lock().forget(key).is_none() {
-            return error;
-        }
+        let Some(entry) = damaged.then(|| self.inner.index.lock().forget(key)).flatten() else { return error };
         self.inner.sidecars.remove(key);
         let (dir, of) = (self.inner.dir.clone(), *key);
-        match blocking("put into quarantine", &path, move || quarantine::put(&dir, &of)).await {
+        match blocking("put into quarantine", &path, move || quarantine::put(&dir, &of, entry.size)).await {
             Ok(kept) => {
                 tracing::error!(%key, %error, kept, "a cached file is bad; it went to the quarantine and is fetched again")
             }

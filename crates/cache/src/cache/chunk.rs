@@ -4,6 +4,8 @@ use super::{Inner, Lane};
 use crate::{
     CacheError, ReadError, blocks, chunk_range, chunks,
     fill::{self, Chunk, Fill, Flight},
+    layout,
+    unreadable::off,
 };
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -20,8 +22,8 @@ pub(super) fn started<E: std::error::Error + Clone + Send + Sync + 'static>(inne
     let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
     inner.tasks.clone().spawn(async move {
         match fill.start.clone().await {
-            Ok(_) if chunks(fill.size) == 0 => finish(&inner, &fill).await,
-            Ok(_) => {}
+            Ok(()) if chunks(fill.size) == 0 => finish(&inner, &fill).await,
+            Ok(()) => {}
             Err(e) => end(&inner, &fill, Err(e)).await,
         }
     });
@@ -38,9 +40,10 @@ where
     match &map.chunks[n as usize] {
         Chunk::Present => None,
         Chunk::Flying(flight) => Some(flight.clone()),
-        Chunk::Missing => {
-            let task = inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, fetch.clone(), lane));
-            let path = fill::path(&inner.dir, &fill.key);
+        chunk @ (Chunk::Missing | Chunk::Found) => {
+            let found = matches!(chunk, Chunk::Found);
+            let task = inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, found, fetch.clone(), lane));
+            let path = layout::fill(&inner.dir, &fill.key);
             let flight =
                 async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("fill", path)(io::Error::other(e)).into())) };
             let flight = flight.boxed().shared();
@@ -62,16 +65,31 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Drop for Flying<'_, E
     }
 }
 
-async fn fly<E, F, Fut>(inner: Arc<Inner<E>>, fill: Arc<Fill<E>>, n: u64, fetch: F, lane: Lane) -> Result<(), ReadError<E>>
+/// Brings one chunk to the disk; one that is `found` there, if it is good, without fetching it.
+async fn fly<E, F, Fut>(
+    inner: Arc<Inner<E>>,
+    fill: Arc<Fill<E>>,
+    n: u64,
+    found: bool,
+    fetch: F,
+    lane: Lane,
+) -> Result<(), ReadError<E>>
 where
     E: std::error::Error + Clone + Send + Sync + 'static,
     F: Fn(Range<u64>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
 {
     let flying = Flying(&fill, n);
-    let file = fill.start.clone().await?;
+    fill.start.clone().await?;
     let range = chunk_range(fill.size, n);
     let want = range.end - range.start;
+    if found {
+        let _permits = permits(&inner, want, lane).await;
+        if let Some(crcs) = compare(&inner, &fill, &range).await {
+            landed(&inner, &fill, n, &crcs);
+            return Ok(());
+        }
+    }
     let fetched = async {
         let permits = permits(&inner, want, lane).await;
         fetch(range.clone()).await.map(|bytes| (bytes, permits)).map_err(ReadError::Fetch)
@@ -85,17 +103,47 @@ where
     if bytes.len() as u64 != want {
         return Err(ReadError::Length { want, got: bytes.len() as u64 });
     }
-    let size = fill.size;
-    let write = move || file.write_all_at(&bytes, range.start).map(|()| blocks::crcs(size, &bytes));
-    let crcs = super::blocking("write", &fill::path(&inner.dir, &fill.key), write).await?;
-    let last = fill.landed(n, &crcs);
+    let (dir, key, size) = (inner.dir.clone(), fill.key, fill.size);
+    let write = move || {
+        fill::open_to_write(&dir, &key)?.write_all_at(&bytes, range.start)?;
+        let crcs = blocks::crcs(size, &bytes);
+        if chunks(size) > 1
+            && let Err(error) = fill::append(&dir, &key, n, &crcs)
+        {
+            tracing::debug!(%key, %error, "a chunk is not in the journal; after a restart it is fetched again");
+        }
+        Ok(crcs)
+    };
+    let crcs = super::blocking("write", &layout::fill(&inner.dir, &fill.key), write).await?;
+    landed(&inner, &fill, n, &crcs);
     drop(flying);
-    if last {
+    Ok(())
+}
+
+/// The chunk is on the disk; the last one makes the file complete.
+fn landed<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    n: u64,
+    crcs: &[u32],
+) {
+    if fill.landed(n, crcs) {
         // Apart: the readers of this chunk do not wait for the disk to sync.
-        let (inner, fill) = (Arc::clone(&inner), Arc::clone(&fill));
+        let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
         inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });
     }
-    Ok(())
+}
+
+/// The checksums of a chunk that a process before this one had written, if it is still what they say.
+async fn compare<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Inner<E>,
+    fill: &Fill<E>,
+    range: &Range<u64>,
+) -> Option<Vec<u32>> {
+    let (dir, key, size, range, crcs) = (inner.dir.clone(), fill.key, fill.size, range.clone(), fill.crcs(range));
+    let read = off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &range, &crcs).map(|_| crcs)).await;
+    read.inspect_err(|error| tracing::info!(key = %fill.key, %error, "a chunk was not safely on the disk; it is fetched again"))
+        .ok()
 }
 
 /// Memory for a fetch.
@@ -115,14 +163,14 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
 
 async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
     if fill.dropped.load(Ordering::Acquire) {
-        let path = fill::path(&inner.dir, &fill.key);
+        let path = layout::fill(&inner.dir, &fill.key);
         fill.ended.send_replace(Some(Err(CacheError::disk("keep", path)(io::Error::other("it was dropped to make room")))));
         return;
     }
-    let (Ok(file), Some(sidecar)) = (fill.start.clone().await, fill.sidecar()) else { return };
+    let (Ok(()), Some(sidecar)) = (fill.start.clone().await, fill.sidecar()) else { return };
     let (dir, key) = (inner.dir.clone(), fill.key);
-    let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &file, &sidecar)).await;
-    let path = fill::path(&inner.dir, &fill.key);
+    let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &sidecar)).await;
+    let path = layout::fill(&inner.dir, &fill.key);
     end(inner, fill, result.unwrap_or_else(|e| Err(CacheError::disk("finish", path)(io::Error::other(e))))).await;
 }
 

@@ -6,7 +6,9 @@
 
 use super::{Cache, blocking};
 use crate::{
-    CacheError, blocks, scan, sidecar,
+    CacheError, blocks,
+    index::Entry,
+    layout, sidecar,
     unreadable::{Unreadable, off},
 };
 use larder_core::key::ObjectKey;
@@ -98,8 +100,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let mut saved = Instant::now();
         loop {
             let next = self.inner.index.lock().next(behind.as_ref());
-            let Some((key, _)) = next else { break };
-            self.scrub_file(&key, bytes_per_second).await;
+            let Some((key, Entry { size, .. })) = next else { break };
+            self.scrub_file(&key, size, bytes_per_second).await;
             behind = Some(key);
             self.inner.scrubbed.lock().behind = behind;
             if saved.elapsed() > SAVE {
@@ -118,15 +120,16 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         }
     }
 
-    async fn scrub_file(&self, key: &ObjectKey, bytes_per_second: u64) {
-        match self.read_slowly(scan::data(&self.inner.dir, key), bytes_per_second).await {
+    async fn scrub_file(&self, key: &ObjectKey, size: u64, bytes_per_second: u64) {
+        match self.read_slowly(*key, size, bytes_per_second).await {
             Ok(()) => self.inner.index.lock().verified(key),
             Err(e) => drop::<CacheError>(self.unreadable(key, e, "scrub").await),
         }
     }
 
-    async fn read_slowly(&self, path: PathBuf, bytes_per_second: u64) -> Result<(), Unreadable> {
-        let mut reader = off(move || Reader::open(&path)).await?;
+    async fn read_slowly(&self, key: ObjectKey, size: u64, bytes_per_second: u64) -> Result<(), Unreadable> {
+        let dir = self.inner.dir.clone();
+        let mut reader = off(move || Reader::open(&dir, &key, size)).await?;
         while !reader.at_end() {
             let (began, from) = (Instant::now(), reader.at);
             reader = off(move || reader.step()).await?;
@@ -149,16 +152,17 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(path: &Path) -> Result<Self, Unreadable> {
-        let sidecar = sidecar::load(path)?;
-        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(path);
+    fn open(dir: &Path, key: &ObjectKey, size: u64) -> Result<Self, Unreadable> {
+        let sidecar = sidecar::load(&layout::sidecar(dir, key, size))?;
+        let path = layout::data(dir, key);
+        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path);
         let file = match direct {
             // Not every file system has it.
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(path)?,
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(&path)?,
             opened => opened?,
         };
-        if file.metadata()?.len() != sidecar.size {
-            return Err(Unreadable::Length { want: sidecar.size });
+        if sidecar.size != size || file.metadata()?.len() != size {
+            return Err(Unreadable::Length { want: size });
         }
         let piece = PIECE.max(blocks::block_size(sidecar.size)) as usize;
         Ok(Self { file, sidecar, at: 0, piece, buf: vec![0; piece + ALIGN] })

@@ -1,5 +1,6 @@
+mod crash;
+
 use super::*;
-use crate::sidecar;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -15,6 +16,10 @@ fn open(dir: &Path) -> Cache<Broken> {
     Cache::open(dir, Options { floor: NO_FLOOR, ..Options::default() }).unwrap()
 }
 
+fn open_with(dir: &Path, quota: u64) -> Cache<Broken> {
+    Cache::open(dir, Options { floor: NO_FLOOR, quota, ..Options::default() }).unwrap()
+}
+
 fn key(n: u64) -> ObjectKey {
     ObjectKey::new("s3://b/", &n.to_string(), "v", n)
 }
@@ -25,14 +30,14 @@ fn own(n: u64, size: u64) -> Object {
 
 /// Changes a byte of a complete file, as a disk might.
 fn flip(dir: &Path, n: u64, at: u64) {
-    let file = File::options().read(true).write(true).open(scan::data(dir, &key(n))).unwrap();
+    let file = File::options().read(true).write(true).open(layout::data(dir, &key(n))).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
 }
 
 fn quarantined(dir: &Path, n: u64) -> bool {
-    quarantine::folder(dir).join(key(n).to_string()).exists()
+    layout::quarantine(dir).join(key(n).to_string()).exists()
 }
 
 /// Bytes that differ from place to place.
@@ -123,22 +128,6 @@ async fn complete_files_are_found_again_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_was_not_complete_when_the_process_died_is_gone_after_the_scan() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = open(dir.path());
-    cache.read_range(&own(9, 2 * CHUNK), 0..5, counted(&Arc::default())).await.unwrap();
-    assert_eq!(files(dir.path()), [format!("fill/{}", key(9))]);
-    // No drop, no clean-up: as after kill -9.
-    std::mem::forget(cache);
-    let cache = open(dir.path());
-    assert_eq!(files(dir.path()), Vec::<String>::new());
-    assert_eq!(cache.usage(), Usage::default());
-    let count = Arc::new(AtomicU64::new(0));
-    cache.fill(&own(9, 2 * CHUNK), 2, counted(&count)).await.unwrap();
-    assert_eq!(count.load(SeqCst), 2 * CHUNK);
-}
-
-#[tokio::test]
 async fn files_with_bad_or_missing_sidecars_are_discarded() {
     let dir = tempfile::tempdir().unwrap();
     {
@@ -147,18 +136,23 @@ async fn files_with_bad_or_missing_sidecars_are_discarded() {
             cache.fill(&own(n, 100), 1, counted(&Arc::default())).await.unwrap();
         }
     }
-    let data = |n| scan::data(dir.path(), &key(n));
-    let mut sidecar = fs::read(sidecar::path(&data(1))).unwrap();
+    let data = |n| layout::data(dir.path(), &key(n));
+    let meta = |n| layout::sidecar(dir.path(), &key(n), 100);
+    let mut sidecar = fs::read(meta(1)).unwrap();
     sidecar[33] ^= 1;
-    fs::write(sidecar::path(&data(1)), sidecar).unwrap();
-    fs::remove_file(sidecar::path(&data(2))).unwrap();
+    fs::write(meta(1), sidecar).unwrap();
+    fs::remove_file(meta(2)).unwrap();
     fs::remove_file(data(3)).unwrap();
     File::options().write(true).open(data(4)).unwrap().set_len(99).unwrap();
     fs::write(dir.path().join("data").join("stray"), "x").unwrap();
     let cache = open(dir.path());
+    // What names do not tell is found when the file is wanted.
+    assert_eq!(cache.usage(), Usage { files: 3, bytes: 300, fill_bytes: 0 });
+    for n in 1..=5 {
+        assert_eq!(cache.open_complete(&key(n)).await.is_some(), n == 5, "{n}");
+    }
     assert_eq!(cache.usage(), Usage { files: 1, bytes: 100, fill_bytes: 0 });
-    assert!(cache.contains(&key(5)));
-    assert_eq!(files(dir.path()).len(), 2, "{:?}", files(dir.path()));
+    assert_eq!(files(&dir.path().join("data")).len(), 2, "{:?}", files(dir.path()));
 }
 
 #[tokio::test]
@@ -186,7 +180,7 @@ async fn a_bad_chunk_of_an_unfinished_file_is_fetched_again() {
     let cache = open(dir.path());
     let (count, size) = (Arc::new(AtomicU64::new(0)), CHUNK + 9);
     cache.read_range(&own(1, size), 0..9, counted(&count)).await.unwrap();
-    let file = File::options().write(true).open(fill::path(dir.path(), &key(1))).unwrap();
+    let file = File::options().write(true).open(layout::fill(dir.path(), &key(1))).unwrap();
     file.write_all_at(b"!!", 100).unwrap();
     assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_none());
     assert_eq!(cache.read_range(&own(1, size), 90..120, counted(&count)).await.unwrap().bytes, content(90..120));
@@ -206,13 +200,11 @@ async fn a_descriptor_is_given_away_only_of_a_file_that_this_process_knows_to_be
         flip(dir.path(), 1, 50);
         assert!(cache.open_complete(&key(1)).await.is_some(), "filled by this process; nobody has looked since");
     }
-    flip(dir.path(), 2, 50);
-    fs::remove_file(sidecar::path(&scan::data(dir.path(), &key(2)))).unwrap();
-    fs::write(sidecar::path(&scan::data(dir.path(), &key(2))), "x").unwrap();
+    fs::write(layout::sidecar(dir.path(), &key(2), 100), "x").unwrap();
     let cache = open(dir.path());
     for n in [1, 2] {
         assert!(cache.open_complete(&key(n)).await.is_none());
-        assert!(quarantined(dir.path(), n) || n == 2, "a file whose sidecar is no sidecar does not outlive the scan");
+        assert!(quarantined(dir.path(), n));
         cache.fill(&own(n, 100), 1, counted(&Arc::default())).await.unwrap();
         let file = cache.open_complete(&key(n)).await.unwrap();
         let mut bytes = vec![0; 100];
@@ -226,7 +218,7 @@ async fn a_file_of_another_length_is_bad() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     cache.fill(&own(1, 100), 1, counted(&Arc::default())).await.unwrap();
-    let file = File::options().append(true).open(scan::data(dir.path(), &key(1))).unwrap();
+    let file = File::options().append(true).open(layout::data(dir.path(), &key(1))).unwrap();
     file.write_all_at(b"more", 100).unwrap();
     assert!(!cache.verify(&key(1)).await);
     assert!(quarantined(dir.path(), 1));
@@ -289,7 +281,7 @@ async fn a_file_that_vanished_is_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     cache.fill(&own(1, 10), 1, counted(&Arc::default())).await.unwrap();
-    fs::remove_file(scan::data(dir.path(), &key(1))).unwrap();
+    fs::remove_file(layout::data(dir.path(), &key(1))).unwrap();
     assert!(cache.open_complete(&key(1)).await.is_none());
     assert_eq!(cache.read_range(&own(1, 10), 0..10, counted(&Arc::default())).await.unwrap().bytes, content(0..10));
 }
@@ -448,4 +440,98 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     assert_eq!((cache.usage(), files(dir.path())), (Usage::default(), vec![]));
     cache.fill(&own(2, size), 2, counted(&count)).await.unwrap();
     assert_eq!(cache.read_range(&own(2, size), 0..size, never).await.unwrap().bytes, content(0..size));
+}
+
+/// Another kind of room: a copy goes for the share, the share for nothing that nobody waits for.
+#[tokio::test]
+async fn copies_make_room_for_the_share_and_never_the_other_way_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open_with(dir.path(), 30);
+    let copy = |n| Object { keep: Keep::Copy, ..own(n, 10) };
+    for n in [1, 2] {
+        cache.fill(&copy(n), 1, counted(&Arc::default())).await.unwrap();
+    }
+    cache.fill(&own(3, 10), 1, counted(&Arc::default())).await.unwrap();
+    let full = cache.fill(&copy(4), 1, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "a copy that was just made: {full}");
+    // What someone wants as its own is no copy any more.
+    cache.read_range(&own(1, 10), 0..10, never).await.unwrap();
+    cache.fill(&own(5, 10), 1, counted(&Arc::default())).await.unwrap();
+    let here = |n| cache.contains(&key(n));
+    assert!(here(1) && !here(2) && here(3) && here(5));
+    let full = cache.fill(&own(6, 10), 1, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
+    assert_eq!(files(dir.path()).len(), 6);
+}
+
+#[tokio::test]
+async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [1, 2, 3] {
+            cache.fill(&own(n, 10), 1, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    let cache = open_with(dir.path(), 30);
+    let held: File = cache.open_complete(&key(1)).await.unwrap();
+    drop(cache);
+    // The descriptor outlives the process that gave it away.
+    let cache = open_with(dir.path(), 30);
+    for n in [4, 5] {
+        assert_eq!(cache.read_range(&own(n, 10), 0..10, counted(&Arc::default())).await.unwrap().bytes, content(0..10));
+        while !cache.contains(&key(n)) {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(cache.contains(&key(1)) && !cache.contains(&key(2)) && !cache.contains(&key(3)));
+    let full = cache.read_range(&own(6, 10), 0..10, never).await.unwrap_err();
+    assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "all are fresh or open: {full}");
+    drop(held);
+    drop(cache);
+    let cache = open_with(dir.path(), 30);
+    cache.read_range(&own(6, 10), 0..10, counted(&Arc::default())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_that_comes_while_the_file_is_put_in_its_place_needs_no_second_fetch() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.read_range(&own(1, 2 * CHUNK), 0..9, counted(&Arc::default())).await.unwrap();
+    // As at that moment: moved, and the index does not know.
+    let data = layout::data(dir.path(), &key(1));
+    fs::create_dir_all(data.parent().unwrap()).unwrap();
+    fs::rename(layout::fill(dir.path(), &key(1)), data).unwrap();
+    assert_eq!(cache.read_range(&own(1, 2 * CHUNK), 5..99, never).await.unwrap().bytes, content(5..99));
+}
+
+/// Run by hand, with `LARDER_FILES` to ask for another number: it makes two files each, which takes much longer than the test.
+#[tokio::test]
+#[ignore = "makes two million files"]
+async fn a_million_files_are_found_within_five_seconds() {
+    let dir = tempfile::tempdir_in(std::env::var_os("LARDER_TEST_DIR").unwrap_or_else(|| std::env::temp_dir().into())).unwrap();
+    let count: u64 = std::env::var("LARDER_FILES").map_or(1_000_000, |n| n.parse().unwrap());
+    let size = 114_660;
+    for n in 0..count {
+        let key = key(n);
+        let data = layout::data(dir.path(), &key);
+        fs::create_dir_all(data.parent().unwrap()).unwrap();
+        File::create(&data).unwrap().set_len(size).unwrap();
+        File::create(layout::sidecar(dir.path(), &key, size)).unwrap();
+    }
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().to_owned()
+    };
+    for caches in ["warm", "cold"] {
+        if caches == "cold" && fs::write("/proc/sys/vm/drop_caches", "3").is_err() {
+            continue;
+        }
+        let (before, began) = (resident(), std::time::Instant::now());
+        let cache = open(dir.path());
+        let took = began.elapsed();
+        eprintln!("{count} files, caches {caches}: {took:?}, resident {before} -> {}", resident());
+        assert_eq!(cache.usage().files, count);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
 }

@@ -1,0 +1,77 @@
+//! Makes room: complete files go that are worth less than what comes. Which ones is decided in `larder_core::eviction`.
+
+use super::{Cache, Here, Inner, blocking};
+use crate::{CacheError, Object, layout, scan};
+use larder_core::{
+    eviction::{Keep, Wanted},
+    key::ObjectKey,
+};
+use std::{
+    fs::{File, TryLockError},
+    io,
+    sync::Arc,
+};
+
+/// Files that are in use do not go; then others are looked for, so many times.
+const ROUNDS: usize = 4;
+
+/// What the room for an object is needed for.
+pub(super) fn wanted(object: &Object, waited_for: bool) -> Wanted {
+    match object.keep {
+        Keep::Copy => Wanted::Copy,
+        Keep::Own if waited_for => Wanted::Read,
+        Keep::Own => Wanted::Share,
+    }
+}
+
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
+    /// As `find`, after making room if the quota leaves none.
+    pub(super) async fn claim(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
+        let (need, free) = match self.find(object, wanted) {
+            Err(CacheError::QuotaExceeded { need, free, .. }) => (need, free),
+            found => return found,
+        };
+        let inner = Arc::clone(&self.inner);
+        let made = blocking("make room in", &self.inner.dir, move || Ok(inner.make_room(need - free, wanted))).await;
+        tracing::debug!(key = %object.key, need, freed = made?, "made room");
+        self.find(object, wanted)
+    }
+}
+
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
+    /// Removes files until so many bytes are free, or none if that cannot be. Gives the bytes freed. Blocks.
+    pub(super) fn make_room(&self, need: u64, wanted: Wanted) -> u64 {
+        let mut freed = 0;
+        for _ in 0..ROUNDS {
+            let left = need - freed;
+            let chosen = self.index.lock().choose(left, wanted);
+            if left == 0 || chosen.iter().map(|c| c.1).sum::<u64>() < left {
+                break;
+            }
+            for (key, bytes) in chosen {
+                match self.evict(&key, bytes) {
+                    Ok(true) => freed = need.min(freed + bytes),
+                    Ok(false) => self.index.lock().used(&key),
+                    Err(error) => tracing::warn!(%key, %error, "a file cannot be removed to make room"),
+                }
+            }
+        }
+        freed
+    }
+
+    /// Unlinks a file unless someone has a descriptor of it: each that was given away holds a shared lock on the file, which
+    /// ends with the last copy of the descriptor, in whatever process or in the kernel.
+    fn evict(&self, key: &ObjectKey, size: u64) -> io::Result<bool> {
+        let file = File::open(layout::data(&self.dir, key))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        if self.index.lock().forget(key).is_some() {
+            self.sidecars.remove(key);
+            scan::unlink(&self.dir, key, size)?;
+        }
+        Ok(true)
+    }
+}
