@@ -111,25 +111,56 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::write`].
     pub fn write_file(&self, folder: &Path, path: &str, size: u64) -> Result<Entry> {
-        let target = folder.join(path);
-        let parent = target.parent().context("folder of a file")?;
-        fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
-        let name = target.file_name().context("name of a file")?.to_string_lossy();
-        let unfinished = parent.join(format!(".unfinished {name}"));
-        let mut file = File::create(&unfinished).with_context(|| format!("make {path}"))?;
-        let mut hash = Sha256::new();
-        content::generate(self.seed, path, size, |part| {
-            hash.update(part);
-            file.write_all(part).with_context(|| format!("write {path}"))
-        })?;
-        let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        // Any 32 hex digits that change with the content do for an ETag; S3 does not promise an MD5 either.
-        let etag = format!("\"{}\"", &sha256[..32]);
-        rustix::fs::fsetxattr(&file, "user.etag", etag.as_bytes(), rustix::fs::XattrFlags::empty())
-            .with_context(|| format!("set the ETag of {path}"))?;
-        fs::rename(&unfinished, &target).with_context(|| format!("put {path} in place"))?;
-        Ok(Entry { size, sha256 })
+        put(folder, path, |sink| content::generate(self.seed, path, size, sink))
     }
+}
+
+/// Copies all files below a folder that someone else wrote, each with the attribute that the S3 server takes for its ETag.
+///
+/// # Errors
+/// As [`Dataset::write`], or a name is not UTF-8.
+pub fn copy(from: &Path, to: &Path) -> Result<Manifest> {
+    let (mut manifest, mut folders) = (Manifest::new(), vec![from.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let list = || format!("list {}", folder.display());
+        for entry in fs::read_dir(&folder).with_context(list)? {
+            let path = entry.with_context(list)?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(from).ok().and_then(Path::to_str).context("a name that is not UTF-8")?;
+            let bytes = fs::read(&path).with_context(|| format!("read {name}"))?;
+            manifest.insert(name.to_owned(), put(to, name, |sink| sink(&bytes))?);
+        }
+    }
+    Ok(manifest)
+}
+
+/// Takes a file's content, block by block.
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Writes (or replaces, by rename) one file with what `fill` hands on.
+fn put(folder: &Path, path: &str, fill: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<Entry> {
+    let target = folder.join(path);
+    let parent = target.parent().context("folder of a file")?;
+    fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+    let name = target.file_name().context("name of a file")?.to_string_lossy();
+    let unfinished = parent.join(format!(".unfinished {name}"));
+    let mut file = File::create(&unfinished).with_context(|| format!("make {path}"))?;
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    fill(&mut |part| {
+        hash.update(part);
+        size += part.len() as u64;
+        file.write_all(part).with_context(|| format!("write {path}"))
+    })?;
+    let sha256: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Any 32 hex digits that change with the content do for an ETag; S3 does not promise an MD5 either.
+    let etag = format!("\"{}\"", &sha256[..32]);
+    rustix::fs::fsetxattr(&file, "user.etag", etag.as_bytes(), rustix::fs::XattrFlags::empty())
+        .with_context(|| format!("set the ETag of {path}"))?;
+    fs::rename(&unfinished, &target).with_context(|| format!("put {path} in place"))?;
+    Ok(Entry { size, sha256 })
 }
 
 /// Reads what `sha256sum` printed, paths relative to `root`.

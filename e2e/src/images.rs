@@ -23,6 +23,9 @@ pub const BUSYBOX: &str = "localhost/busybox:1";
 /// The image of the training job: python3 and numpy. Not on the nodes from the start.
 pub const TRAINING: &str = "localhost/larder-training:1";
 
+/// The image of other people's readers (docs/clients.md). Not on the nodes from the start.
+pub const CLIENTS: &str = "localhost/larder-clients:1";
+
 /// Builds the archives of the images that are on every node from the start.
 ///
 /// # Errors
@@ -44,13 +47,22 @@ pub fn test_images(run: &RunDir, tools: &Tools) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
+/// What nobody reads in a container.
+const LEFT_OUT: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/lintian", "usr/include"];
+
+/// What update-alternatives makes on an installed system: links and where they lead.
+pub fn alternatives() -> impl Iterator<Item = (String, PathBuf)> {
+    ["blas", "lapack"].into_iter().map(|library| {
+        let file = format!("lib{library}.so.3");
+        (format!("usr/lib/x86_64-linux-gnu/{file}"), Path::new(library).join(file))
+    })
+}
+
 /// Builds the archive of the training image, unless this run has it.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn training_image(run: &RunDir, tools: &Tools) -> Result<PathBuf> {
-    /// What nobody reads in a container.
-    const LEFT_OUT: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/lintian", "usr/include"];
     let folder = folder(run)?;
     let archive = folder.join("training.tar");
     if archive.exists() {
@@ -58,12 +70,21 @@ pub fn training_image(run: &RunDir, tools: &Tools) -> Result<PathBuf> {
     }
     let mut layer = base(&folder.join("training-layer"))?;
     layer.tree(&tools.training_root(), &LEFT_OUT)?;
-    // On an installed system update-alternatives makes these.
-    for library in ["blas", "lapack"] {
-        let name = format!("usr/lib/x86_64-linux-gnu/lib{library}.so.3");
-        layer.link(&name, &Path::new(library).join(format!("lib{library}.so.3")))?;
+    for (name, target) in alternatives() {
+        layer.link(&name, &target)?;
     }
     layer.finish(&archive, TRAINING, &["/usr/bin/python3"])
+}
+
+/// Builds the archive of an image of a folder.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn folder_image(run: &RunDir, root: &Path, name: &str) -> Result<PathBuf> {
+    let folder = folder(run)?;
+    let mut layer = base(&folder.join("folder-layer"))?;
+    layer.tree(root, &LEFT_OUT)?;
+    layer.finish(&folder.join("folder.tar"), name, &[])
 }
 
 fn folder(run: &RunDir) -> Result<PathBuf> {

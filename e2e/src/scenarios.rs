@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bench;
+mod clients;
 mod cluster;
 mod damage;
 mod datasets;
@@ -81,6 +82,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "a_passthrough_mount_reads_local_files_in_the_kernel",
         modes::a_passthrough_mount_reads_local_files_in_the_kernel,
+    )
+    .within(LONG),
+    Test::new(
+        "what_others_read_with_finds_every_byte_and_complains_of_nothing",
+        clients::what_others_read_with_finds_every_byte_and_complains_of_nothing,
     )
     .within(LONG),
     Test::new(

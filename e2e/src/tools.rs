@@ -4,6 +4,7 @@
 //! ${LARDER_CACHE:-~/.cache/larder}/
 //!   go/<module>-<key>/<program>       built from e2e/tools/<module>/go.mod; key = hash of go.mod, go.sum and flags
 //!   debian/<group>-<key>/             unpacked .deb files of e2e/tools/debian.lock; key = hash of the group's lines
+//!   python/<key>/                     packages of e2e/clients/requirements.txt; key = hash of that file
 //!   runtime, bin/<program>            links to the current ones, for scripts
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 mod debian;
 mod go;
+mod python;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -40,7 +42,7 @@ pub enum Wanted {
     Checks,
     /// What a cluster needs.
     Cluster,
-    /// Also what only some tests need (csi-sanity, an image registry).
+    /// Also what only some tests need (csi-sanity, an image registry, other people's readers).
     All,
 }
 
@@ -53,6 +55,19 @@ impl Wanted {
         }
     }
 }
+
+/// What is not installed yet.
+#[derive(PartialEq, Eq)]
+struct Missing {
+    /// Debian packages.
+    debian: bool,
+    /// Python packages.
+    python: bool,
+    /// This many Go programs.
+    builds: usize,
+}
+
+const NOTHING: Missing = Missing { debian: false, python: false, builds: 0 };
 
 /// Where the installed programs are.
 #[derive(Clone)]
@@ -82,7 +97,7 @@ impl Tools {
     /// A download or a build failed, after retries.
     pub fn install(wanted: Wanted) -> Result<Self> {
         let tools = Self::locate()?;
-        if tools.missing(wanted)? == (false, 0) {
+        if tools.missing(wanted)? == NOTHING {
             tools.link()?;
             return Ok(tools);
         }
@@ -93,18 +108,21 @@ impl Tools {
             crate::report::with_heartbeat("waiting for the other installation", String::new, || lock.lock())
                 .context("lock the tools cache")?;
         }
-        let (debian, builds) = tools.missing(wanted)?;
-        if (debian, builds) == (false, 0) {
+        let missing = tools.missing(wanted)?;
+        if missing == NOTHING {
             return Ok(tools); // the other one did it
         }
         let started = std::time::Instant::now();
         say(format!(
             "installing tools into {}{}",
             tools.cache.display(),
-            if builds > 4 { " (once; about 12 minutes on 2 cores)" } else { "" }
+            if missing.builds > 4 { " (once; about 12 minutes on 2 cores)" } else { "" }
         ));
-        if debian {
-            tools.debian.install(&tools.cache)?;
+        if missing.debian {
+            tools.debian.install(&tools.cache, wanted)?;
+        }
+        if missing.python {
+            python::install(&tools.cache)?;
         }
         for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             go::install(&tools.cache, program)?;
@@ -133,13 +151,13 @@ impl Tools {
         Ok(())
     }
 
-    /// Whether anything of the Debian part is missing, and how many Go programs.
-    fn missing(&self, wanted: Wanted) -> Result<(bool, usize)> {
+    fn missing(&self, wanted: Wanted) -> Result<Missing> {
         let mut builds = 0;
         for program in go::PROGRAMS.iter().filter(|p| wanted.includes(p)) {
             builds += usize::from(!go::path(&self.cache, program)?.exists());
         }
-        Ok((wanted != Wanted::Checks && !self.debian.missing(&self.cache).is_empty(), builds))
+        let debian = !self.debian.missing(&self.cache, wanted).is_empty();
+        Ok(Missing { debian, python: wanted == Wanted::All && !python::folder(&self.cache)?.exists(), builds })
     }
 
     /// A program built from Go, by name.
@@ -191,6 +209,14 @@ impl Tools {
     /// The unpacked Debian packages of the training image: Python and numpy with all they load.
     pub fn training_root(&self) -> PathBuf {
         self.debian.folder(&self.cache, "training")
+    }
+
+    /// The roots that together are a system with Python, numpy and the readers of docs/clients.md.
+    ///
+    /// # Errors
+    /// The pins of the Python packages cannot be read.
+    pub fn clients_roots(&self) -> Result<[PathBuf; 3]> {
+        Ok([python::folder(&self.cache)?, self.debian.folder(&self.cache, debian::CLIENTS), self.training_root()])
     }
 
     /// Every Go program with its path.

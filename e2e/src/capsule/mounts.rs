@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
@@ -17,6 +17,14 @@ pub(crate) fn tmpfs(target: &Path) -> Result<()> {
 pub(crate) fn bind(source: &Path, target: &Path) -> Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
+
+/// Shows what lies in several folders as one; what is written goes to `upper`.
+pub(crate) fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    let lower: Vec<_> = lower.iter().map(|folder| folder.display().to_string()).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("mount an overlay at {}", target.display()))
 }
 
 /// Makes every mount of this namespace pass on what is mounted beneath it, as on any systemd machine.

@@ -127,6 +127,13 @@ spec:
         self.lab.cluster.apply(&self.yaml()?).map(drop)
     }
 
+    /// Sets `spec.mount` for what is mounted from now on.
+    pub(super) fn set_mount(&self, mount: &Value) -> Result<()> {
+        let Self { lab, namespace, name } = self;
+        let spec = json!({ "spec": { "mount": mount } }).to_string();
+        lab.cluster.kubectl(&["patch", "cachedataset", "-n", namespace, name, "--type=merge", "-p", &spec]).map(drop)
+    }
+
     /// Waits for a condition to be True.
     pub(super) fn wait(&self, kind: &str, timeout: Duration) -> Result<Value> {
         let what = format!("cachedataset {}/{} {kind}", self.namespace, self.name);

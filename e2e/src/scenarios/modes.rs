@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 
 use super::larder::{BUCKET, Named, SYSTEM, install, upload};
 use super::training::{Counters, drop_caches};
@@ -20,8 +21,7 @@ pub(super) fn a_passthrough_mount_reads_local_files_in_the_kernel(lab: &Lab) -> 
     let manifest = upload(lab, BUCKET, named.name, 81)?;
     let bytes: u64 = manifest.values().map(|entry| entry.size).sum();
     named.create()?;
-    let mode = r#"{"spec":{"mount":{"mode":"Passthrough"}}}"#;
-    lab.cluster.kubectl(&["patch", "cachedataset", "-n", named.namespace, named.name, "--type=merge", "-p", mode])?;
+    named.set_mount(&json!({ "mode": "Passthrough" }))?;
     let object = named.wait("Preloaded", WAIT)?;
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let node = lab.cluster.node("gpu-1")?;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{crate_folder, short_digest};
+use super::{Wanted, crate_folder, short_digest};
 use crate::process::Run as _;
 use crate::report::{say, step};
 
@@ -19,7 +19,9 @@ struct Pin {
 }
 
 /// The groups of `debian.lock`.
-const GROUPS: [&str; 4] = ["host", "image", "busybox", "training"];
+const GROUPS: [&str; 5] = ["host", "image", "busybox", "training", CLIENTS];
+/// The group that only some tests need.
+pub(super) const CLIENTS: &str = "clients";
 const TRIES: u32 = 3;
 
 /// What `debian.lock` says.
@@ -45,17 +47,22 @@ impl Lock {
         cache.join("debian").join(format!("{group}-{key}"))
     }
 
-    /// The groups that are not there yet.
-    pub(super) fn missing(&self, cache: &Path) -> Vec<&'static str> {
-        GROUPS.into_iter().filter(|group| !self.folder(cache, group).exists()).collect()
+    /// The groups that are wanted and not there yet.
+    pub(super) fn missing(&self, cache: &Path, wanted: Wanted) -> Vec<&'static str> {
+        let includes = |group: &str| match wanted {
+            Wanted::Checks => false,
+            Wanted::Cluster => group != CLIENTS,
+            Wanted::All => true,
+        };
+        GROUPS.into_iter().filter(|group| includes(group) && !self.folder(cache, group).exists()).collect()
     }
 
     /// Fetches and unpacks what is missing, each group renamed into place as a whole.
-    pub(super) fn install(&self, cache: &Path) -> Result<()> {
+    pub(super) fn install(&self, cache: &Path, wanted: Wanted) -> Result<()> {
         check_release(&self.release)?;
         let apt = Apt::new(cache)?;
         step("fetching Debian's package lists", || apt.update())?;
-        for group in self.missing(cache) {
+        for group in self.missing(cache, wanted) {
             self.install_group(cache, &apt, group)?;
         }
         Ok(())
