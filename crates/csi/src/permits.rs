@@ -20,8 +20,11 @@ use tokio::sync::watch;
 /// Between looks at what has to be renewed.
 pub(crate) const LOOK: Duration = Duration::from_secs(600);
 /// A token that has less than this left is renewed. They are given for seven days, so this is daily.
-const RENEW: i64 = 6 * 24 * 3600;
-/// Longest wait for the mounter, and in the background for the operator.
+const RENEW: i64 = 6 * DAY;
+/// A token that has less left is given to a mount only when there is no other.
+const SPARE: i64 = DAY;
+const DAY: i64 = 24 * 3600;
+/// Longest wait in the background for the operator, and for the mounter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the mounter may not read a dataset.
@@ -58,23 +61,38 @@ impl Permits {
 
     /// Lets the mounter read a dataset, with the token that is here or a new one.
     pub(crate) async fn permit(&self, dataset_uid: &str, patience: Duration) -> Result<(), PermitError> {
-        let held = self.tokens.lock().get(dataset_uid).cloned().filter(|token| left(token) > 0);
-        let token = match held {
-            Some(token) => token,
+        let token = match self.held(dataset_uid) {
+            Some((token, left)) if left > SPARE => token,
+            // Half of the time, because the mounter has to be told too.
+            Some((token, _)) => self.issue(dataset_uid, patience / 2).await.unwrap_or(token),
             None => self.issue(dataset_uid, patience).await?,
         };
-        self.give(dataset_uid, &token).await
+        self.give(dataset_uid, &token, patience).await
+    }
+
+    /// The token that is here and the seconds that it has left, if workers will take it.
+    fn held(&self, dataset_uid: &str) -> Option<(String, i64)> {
+        let text = self.tokens.lock().get(dataset_uid).cloned()?;
+        let token = MountToken::parse(&text).ok()?;
+        let left = token.expiry() - now();
+        // The CA may be another one since: the operator's Secret was lost, or Larder installed anew.
+        let vouched_for = self.bundle().is_none_or(|bundle| token.is_vouched_for(&bundle));
+        (left > 0 && vouched_for).then_some((text, left))
+    }
+
+    fn bundle(&self) -> Option<Bundle> {
+        Bundle::from_pem(self.bundle.borrow().as_ref()?).ok()
     }
 
     /// Renews the tokens of these datasets that are due, and forgets those of others.
     pub(crate) async fn renew(&self, datasets: &BTreeSet<String>) {
-        self.tokens.lock().retain(|dataset, token| datasets.contains(dataset) || left(token) > 0);
+        self.tokens.lock().retain(|dataset, token| datasets.contains(dataset) || !is_over(token));
         for dataset in datasets {
-            if self.tokens.lock().get(dataset).is_some_and(|token| left(token) > RENEW) {
+            if self.held(dataset).is_some_and(|(_, left)| left > RENEW) {
                 continue;
             }
             let renewed = match self.issue(dataset, PATIENCE).await {
-                Ok(token) => self.give(dataset, &token).await,
+                Ok(token) => self.give(dataset, &token, PATIENCE).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = renewed {
@@ -84,10 +102,7 @@ impl Permits {
     }
 
     async fn issue(&self, dataset_uid: &str, patience: Duration) -> Result<String, PermitError> {
-        let issue = async {
-            let bundle = self.bundle.borrow().clone().and_then(|text| Bundle::from_pem(&text).ok());
-            self.issuer.mount_token(&bundle.ok_or(IssueError::NoBundle)?, dataset_uid).await
-        };
+        let issue = async { self.issuer.mount_token(&self.bundle().ok_or(IssueError::NoBundle)?, dataset_uid).await };
         let dataset_uid = || dataset_uid.to_owned();
         let issued = tokio::time::timeout(patience, issue).await;
         let issued = issued.map_err(|_| PermitError::Silent { dataset_uid: dataset_uid(), patience })?;
@@ -97,8 +112,8 @@ impl Permits {
         Ok(token)
     }
 
-    async fn give(&self, dataset_uid: &str, token: &str) -> Result<(), PermitError> {
-        let given = self.mounter.permit(dataset_uid, token, PATIENCE).await;
+    async fn give(&self, dataset_uid: &str, token: &str, patience: Duration) -> Result<(), PermitError> {
+        let given = self.mounter.permit(dataset_uid, token, patience).await;
         given.map_err(|source| PermitError::Mounter { dataset_uid: dataset_uid.to_owned(), source })
     }
 
@@ -111,9 +126,8 @@ impl Permits {
     }
 }
 
-/// Seconds of its life; none for what is no token.
-fn left(token: &str) -> i64 {
-    MountToken::parse(token).map_or(0, |token| token.expiry() - now())
+fn is_over(token: &str) -> bool {
+    MountToken::parse(token).map_or(true, |token| token.expiry() <= now())
 }
 
 fn load(path: &Path) -> io::Result<Tokens> {
@@ -144,7 +158,7 @@ mod tests {
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 
     /// A mounter that takes one token, and an operator that is away.
-    async fn permit(token: Option<String>) -> (Result<(), PermitError>, Option<String>) {
+    async fn permit(token: Option<String>, ca: Option<&Ca>) -> (Result<(), PermitError>, Option<String>) {
         let dir = tempfile::tempdir().unwrap();
         let (socket, path) = (dir.path().join("m.sock"), dir.path().join("tokens.json"));
         if let Some(token) = token {
@@ -152,7 +166,7 @@ mod tests {
         }
         let me = nix::unistd::geteuid().as_raw();
         let listener = Listener::bind(&socket, &[me], 0o600).unwrap();
-        let (_sender, bundle) = watch::channel(None);
+        let (_sender, bundle) = watch::channel(ca.map(|ca| ca.bundle().to_pem()));
         let permits = Permits::open(Issuer::new("127.0.0.1:1", &path), bundle, Mounter::new(&socket), &path);
         let taken = async {
             let conn = listener.accept().await;
@@ -169,14 +183,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_plugin_that_starts_without_an_operator_permits_what_was_permitted_before() {
+        // The second has so little left that the operator is asked for another first.
+        for ca in [Ca::new(), Ca::with_token(Duration::from_secs(60))] {
+            let token = ca.token(UID, "gpu-1").as_str().to_owned();
+            for ca in [None, Some(&ca)] {
+                assert_eq!(permit(Some(token.clone()), ca).await.1, Some(token.clone()));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_ca_that_no_longer_counts_is_not_given() {
         let token = Ca::new().token(UID, "gpu-1").as_str().to_owned();
-        assert_eq!(permit(Some(token.clone())).await.1, Some(token));
+        let error = permit(Some(token), Some(&Ca::new())).await.0.unwrap_err();
+        assert!(matches!(error, PermitError::Issue { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn a_token_that_is_over_or_none_is_not_given_and_the_operator_is_named() {
         for token in [None, Some("no token".to_owned())] {
-            let error = permit(token).await.0.unwrap_err().to_string();
+            let error = permit(token, None).await.0.unwrap_err().to_string();
             assert!(error.contains(UID) && error.contains("is the operator running?"), "{error}");
         }
     }

@@ -24,13 +24,28 @@ impl Ca {
     }
 
     /// With certificates that are valid so long.
-    ///
-    /// # Panics
-    /// Without randomness.
     #[must_use]
     pub fn with_leaf(leaf: Duration) -> Self {
-        let lifetimes = Lifetimes { leaf, ..Lifetimes::default() };
+        Self::with(Lifetimes { leaf, ..Lifetimes::default() })
+    }
+
+    /// With mount tokens that are valid so long.
+    #[must_use]
+    pub fn with_token(token: Duration) -> Self {
+        Self::with(Lifetimes { token, ..Lifetimes::default() })
+    }
+
+    fn with(lifetimes: Lifetimes) -> Self {
         Self { authority: Authority::generate(&lifetimes, now()).expect("a CA"), lifetimes }
+    }
+
+    /// Its certificate.
+    ///
+    /// # Panics
+    /// When the CA does not work.
+    #[must_use]
+    pub fn bundle(&self) -> Bundle {
+        Bundle::new(vec![self.authority.certificate().clone()]).expect("a bundle")
     }
 
     /// New ones.
@@ -40,8 +55,7 @@ impl Ca {
     #[must_use]
     pub fn credentials(&self, identity: &Identity) -> Credentials {
         let leaf = self.authority.leaf(identity, &self.lifetimes).expect("a leaf");
-        let bundle = Bundle::new(vec![self.authority.certificate().clone()]).expect("a bundle");
-        Credentials::new(leaf, bundle).expect("credentials")
+        Credentials::new(leaf, self.bundle()).expect("credentials")
     }
 
     /// New ones, held; the sender is for renewals.

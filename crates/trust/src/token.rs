@@ -49,7 +49,7 @@ impl MountToken {
         expiry: i64,
         sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
     ) -> Result<Self, E> {
-        let claims = format!("{dataset}:{node}:{expiry}");
+        let claims = claims(dataset, node, expiry);
         let signature = sign(message(&claims).as_bytes())?;
         let text = signature.iter().fold(format!("{claims}:"), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
@@ -79,14 +79,21 @@ impl MountToken {
         self.expiry
     }
 
+    /// Did a CA of these sign it? Who asks holds the token for itself, and wants to know whether others will take it.
+    #[must_use]
+    pub fn is_vouched_for(&self, bundle: &Bundle) -> bool {
+        parts(&self.text).is_ok_and(|(dataset, node, expiry, signature)| {
+            bundle.has_signed(message(&claims(dataset, node, expiry)).as_bytes(), &signature)
+        })
+    }
+
     /// Until when the token lets the mounter of `node` read `dataset`.
     ///
     /// # Errors
     /// When it does not at `now`.
     pub fn verify(text: &str, bundle: &Bundle, dataset: &str, node: &str, now: i64) -> Result<i64, TokenError> {
         let (of_dataset, of_node, expiry, signature) = parts(text)?;
-        let claims = format!("{of_dataset}:{of_node}:{expiry}");
-        if !bundle.has_signed(message(&claims).as_bytes(), &signature) {
+        if !bundle.has_signed(message(&claims(of_dataset, of_node, expiry)).as_bytes(), &signature) {
             return Err(TokenError::Signature);
         }
         if expiry <= now {
@@ -100,6 +107,10 @@ impl MountToken {
         }
         Ok(expiry)
     }
+}
+
+fn claims(dataset: &str, node: &str, expiry: i64) -> String {
+    format!("{dataset}:{node}:{expiry}")
 }
 
 fn message(claims: &str) -> String {

@@ -13,6 +13,8 @@ pub(crate) enum NodeError {
     Invalid { field: &'static str, reason: String },
     #[error("another call for {} is not over yet", .0.display())]
     Busy(PathBuf),
+    #[error("other pods are waiting for the mount of {0} and did not get it either; their Events say why")]
+    Queue(String),
     #[error("{} shows dataset {other}, not {wanted}", target.display())]
     OtherVolume { target: PathBuf, other: String, wanted: String },
     #[error("the pod is in namespace {pod}, the dataset in {dataset}; a dataset can be mounted in its own namespace only")]
@@ -55,6 +57,7 @@ impl NodeError {
             Self::NotPublished { .. } => Code::NotFound,
             Self::Dataset(DatasetError::Missing(_) | DatasetError::OtherUid { .. }) => Code::NotFound,
             Self::Dataset(DatasetError::Get { .. } | DatasetError::Silent(_) | DatasetError::NotReady { .. })
+            | Self::Queue(_)
             | Self::Hung(_)
             | Self::Dead(_) => Code::Unavailable,
             Self::Mounter(e) if e.retry() => Code::Unavailable,

@@ -4,7 +4,10 @@ use super::{Plugin, error::NodeError, validate::Publish};
 use crate::{mount, probe::Probe, state::Record};
 use larder_fuse::{control, device::FS_TYPE};
 use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
 
 /// Longest wait for what is missing. The pod's Event then says what, and the kubelet comes again.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +24,8 @@ impl Plugin {
         let _target = self.locks.target(target)?;
         let deadline = Instant::now() + PATIENCE;
         let record = self.choose(&request, deadline).await?;
-        let _identity = self.locks.identity(record.identity()).await;
+        let lock = timeout_at(deadline, self.locks.identity(record.identity())).await;
+        let _identity = lock.map_err(|_| NodeError::Queue(record.identity().to_owned()))?;
         if self.is_published(&record, target).await? {
             return Ok(());
         }
