@@ -230,6 +230,18 @@ impl Lab {
         (&mut self.mounter.1).await.unwrap().unwrap();
     }
 
+    /// In its place, one that takes every call and answers none.
+    pub async fn stall_mounter(&mut self) -> JoinHandle<()> {
+        self.stop_mounter().await;
+        let listener = Listener::bind(&self.base.path().join("h").join(RUN).join("mounter/mounter.sock"), &[0], 0o600).unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                held.push(listener.accept().await);
+            }
+        })
+    }
+
     /// No mount but the shroud, no record, no session is left.
     pub async fn expect_clean(&self) {
         let mounts = mounts_beneath(self.base.path()).into_iter().filter(|m| m.fs_type == device::FS_TYPE);
