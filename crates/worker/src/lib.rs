@@ -29,6 +29,7 @@ pub mod metrics;
 mod objects;
 mod orders;
 mod report;
+mod serving;
 mod wanted;
 mod worker;
 

@@ -10,6 +10,7 @@ use crate::{
     metrics::Metrics,
     orders::Orders,
     report::{Report, Topic, folder_problem},
+    serving::Serving,
     wanted::Wanted,
 };
 use larder_cache::{Cache, CacheError, Floor};
@@ -72,8 +73,7 @@ pub(crate) struct Worker {
     pub state: Mutex<State>,
     /// Serialises what is written to config.json and state.json, and Erase with both.
     pub writing: tokio::sync::Mutex<()>,
-    /// KiB of answers that are in memory.
-    pub serving: Arc<Semaphore>,
+    pub serving: Serving,
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
     pub at_origin: AtOrigin,
@@ -95,9 +95,6 @@ pub(crate) struct Located {
     pub key: ObjectKey,
 }
 
-/// Bytes of answers in memory, all peers together: with what is in flight from the origin well below 256 MiB, and as much as
-/// 750 readers of 128 KiB ask for at once.
-const SERVING: usize = 96 << 20;
 /// Reads past the cache at the same time, 4 MiB each.
 const PAST_CACHE: usize = 16;
 
@@ -144,7 +141,7 @@ impl Worker {
             metrics,
             state: Mutex::new(state),
             writing: tokio::sync::Mutex::new(()),
-            serving: Arc::new(Semaphore::new(SERVING >> 10)),
+            serving: Serving::default(),
             past_cache: Semaphore::new(PAST_CACHE),
             at_origin: AtOrigin::default(),
             kept: Kept::default(),
