@@ -109,6 +109,14 @@ pub enum ReadError {
     /// No member answered with the bytes in time.
     #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
     Exhausted {
+    /// This process may not read the dataset.
+    #[error("read {key}: not allowed: {detail}")]
+    Denied {
+        /// The object.
+        key: String,
+        /// What the worker said.
+        detail: String,
+    },
         /// The object.
         key: String,
         /// How long it was tried.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 pub(crate) struct DataPort(pub Arc<Worker>);
 
 /// A peer takes 10 s of silence for a dead node and then asks others even for what is on this disk: answer before that.
-/// The fetch goes on, and the next attempt finds its bytes.
+/// The fetch goes on, and the next attempt joins it or finds its bytes.
 pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(8);
 /// Pieces of one answer fetched or read at the same time.
 const AHEAD: usize = 2;
@@ -133,7 +133,7 @@ pub(crate) async fn fetch(
 }
 
 fn late(at: &Located) -> Refusal {
-    Refusal::Origin(format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path))
+    Refusal::Later(format!("{}{} did not come within {FIRST_BYTE:?}; it is still being fetched", at.origin, at.path))
 }
 
 /// The range piece by piece, cut at the borders of pieces, and its checksum, if all of it is known. The first piece is here

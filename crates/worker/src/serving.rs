@@ -32,7 +32,7 @@ impl Serving {
         let kib = bytes.div_ceil(1024).min((SERVING >> 10) as u64) as u32;
         // Never closed, so the only failure is that it took too long.
         let Ok(Ok(permit)) = timeout_at(until, Arc::clone(&self.0).acquire_many_owned(kib)).await else {
-            return Err(Refusal::Unavailable("the memory of this worker is full of answers that are being sent".to_owned()));
+            return Err(Refusal::Later("the memory of this worker is full of answers that are being sent".to_owned()));
         };
         Ok(Memory { _permit: permit })
     }

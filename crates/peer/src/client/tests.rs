@@ -337,6 +337,34 @@ async fn a_broken_origin_is_asked_through_two_workers_a_round_and_the_time_is_bo
 }
 
 #[tokio::test]
+async fn who_says_later_is_asked_again_and_nobody_else_is() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Refuses(Refusal::Later("still asking".into())));
+    let asked_twice = async {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while cluster.workers[&order[0]].0.asked.lock().len() < 2 {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.way(&order[0], Way::File);
+    };
+    let (got, ()) = tokio::join!(cluster.read(0..9), asked_twice);
+    assert_eq!(got.unwrap().node, order[0]);
+    assert!(cluster.asked(&order[1]).is_empty() && cluster.asked(&order[2]).is_empty());
+    cluster.way(&order[0], Way::Refuses(Refusal::Later("still asking".into())));
+    let started = Instant::now();
+    let e = cluster.read(0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::Exhausted { last, .. } if last.contains("504 still asking")), "{e}");
+    assert!(started.elapsed() < Duration::from_millis(3500));
+    // One that is stood in for does not count.
+    cluster.workers[&order[0]].1.cancel();
+    cluster.way(&order[1], Way::Refuses(Refusal::Later("still asking".into())));
+    assert!(cluster.read(0..9).await.is_err());
+    assert!(cluster.asked(&order[1]).len() > 2 && cluster.asked(&order[2]).is_empty());
+}
+
+#[tokio::test]
 async fn a_read_finds_a_worker_that_came_back_elsewhere() {
     let cluster = Cluster::start().await;
     let good = Arc::new(cluster.roster.clone());

@@ -1,8 +1,14 @@
 //! What a worker takes on at most.
 
-use super::{dataset, harness::Cluster};
-use crate::objects::answer;
+use super::{
+    dataset,
+    harness::{Cluster, orders},
+};
+use crate::objects::{FIRST_BYTE, answer};
+use larder_fuse::protocol::worker::{Reply, Request};
 use larder_origin::testing::FakeS3;
+use larder_proto::control::v1 as pb;
+use std::{sync::Arc, time::Duration};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_counts_as_memory_until_it_is_sent_also_one_in_one_piece() {
@@ -18,4 +24,23 @@ async fn an_answer_counts_as_memory_until_it_is_sent_also_one_in_one_piece() {
         drop(reply);
         assert_eq!(worker.serving.taken(), 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_is_slower_than_a_first_byte_may_be_is_asked_for_it_once() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(2).await;
+    let snapshot = cluster.nodes[0].list(&server).await;
+    for node in &cluster.nodes {
+        node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
+        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
+    }
+    let index = cluster.catalog(&snapshot).lookup(0, "big 2 +%#é.bin").unwrap().unwrap();
+    let before = server.seen().gets;
+    server.faults(|f| f.delay = FIRST_BYTE + Duration::from_secs(1));
+    let got = cluster.read(&snapshot, index, 0..4 << 20).await.unwrap();
+    assert!(got.bytes == files["big 2 +%#é.bin"]);
+    assert_eq!(got.node, cluster.owner(&cluster.request(&snapshot, index, 0..1).key));
+    assert_eq!(server.seen().gets, before + 1);
 }
