@@ -44,3 +44,16 @@ async fn an_origin_that_is_slower_than_a_first_byte_may_be_is_asked_for_it_once(
     assert_eq!(got.node, cluster.owner(&cluster.request(&snapshot, index, 0..1).key));
     assert_eq!(server.seen().gets, before + 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_that_keep_connections_do_not_take_them_from_others() {
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let mut kept = Vec::new();
+    for _ in 0..500 {
+        kept.push(node.connect().await);
+    }
+    let asked = node.ask(Request::Catalog { digest: "ab".repeat(32) });
+    let (reply, _) = tokio::time::timeout(Duration::from_secs(10), asked).await.expect("no answer");
+    assert_eq!(reply, Reply::Absent { owner: false });
+}

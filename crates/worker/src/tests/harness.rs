@@ -264,7 +264,7 @@ impl Node {
 
     /// Reports reads of a snapshot as a mounter would.
     pub async fn follow(&self, snapshot: &str) -> Follower {
-        Follower { conn: Conn::connect(&self.socket).await.unwrap(), snapshot: snapshot.to_owned() }
+        Follower { conn: self.connect().await, snapshot: snapshot.to_owned() }
     }
 
     /// Waits until a counter is at a value.
@@ -282,8 +282,13 @@ impl Node {
         }
     }
 
+    /// To the socket for the mounter.
+    pub async fn connect(&self) -> Conn {
+        Conn::connect(&self.socket).await.unwrap()
+    }
+
     pub async fn ask(&self, request: Request) -> (Reply, Option<OwnedFd>) {
-        let conn = Conn::connect(&self.socket).await.unwrap();
+        let conn = self.connect().await;
         conn.send(&request, None).await.unwrap();
         conn.recv().await.unwrap().unwrap()
     }
