@@ -117,6 +117,9 @@ pub enum ReadError {
         /// What the worker said.
         detail: String,
     },
+    /// No member answered with the bytes in time.
+    #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
+    Exhausted {
         /// The object.
         key: String,
         /// How long it was tried.
@@ -145,6 +148,14 @@ impl Inner {
     /// Does the node give any sign of life?
     async fn alive(&self, dataset_uid: &str, address: SocketAddr) -> bool {
         tokio::time::timeout(self.options.quiet, self.transport.alive(address, dataset_uid)).await.unwrap_or(false)
+    }
+
+    /// Ends when the node, asked for something now, has been silent and gives no sign of life.
+    async fn dead(&self, dataset_uid: &str, address: SocketAddr) {
+        tokio::time::sleep(self.options.quiet).await;
+        if self.alive(dataset_uid, address).await {
+            std::future::pending().await
+        }
     }
 }
 
