@@ -35,6 +35,8 @@ pub struct Options {
     pub quiet: Duration,
     /// Longest wait for the next byte of an answer of a node that is alive. Default 10 s.
     pub silence: Duration,
+    /// Longest wait for a copy that a node has at hand; then whoever asks for it looks elsewhere. Default 5 s.
+    pub copy: Duration,
     /// Longest time for a whole read, all attempts together. Default 60 s.
     pub whole: Duration,
     /// How long a node that did not answer is passed over; doubles up to 16 times this while it stays silent. Default 1 s.
@@ -55,6 +57,7 @@ impl Default for Options {
             hedge: Duration::from_millis(20),
             quiet: Duration::from_secs(1),
             silence: Duration::from_secs(10),
+            copy: Duration::from_secs(5),
             whole: Duration::from_secs(60),
             down: Duration::from_secs(1),
             idle_per_node: 32,
@@ -106,9 +109,6 @@ pub enum ReadError {
         /// What the worker said.
         detail: String,
     },
-    /// No member answered with the bytes in time.
-    #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
-    Exhausted {
     /// This process may not read the dataset.
     #[error("read {key}: not allowed: {detail}")]
     Denied {
@@ -188,6 +188,20 @@ impl Client {
         object: &ObjectRef<'_>,
         range: Range<u64>,
     ) -> Result<Fetched, ReadError> {
+        self.read_until(rosters, object, range, Instant::now() + self.inner.options.whole).await
+    }
+
+    /// As [`Self::read`], until that time.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; each names the object.
+    pub async fn read_until<R: RosterSource + ?Sized>(
+        &self,
+        rosters: &R,
+        object: &ObjectRef<'_>,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Fetched, ReadError> {
         let len = range.end.saturating_sub(range.start);
         if len == 0 {
             return Ok(Fetched { bytes: Bytes::new(), source: Source::Disk, node: self.inner.node.clone() });
@@ -196,7 +210,6 @@ impl Client {
             return Err(ReadError::TooLong { key: object.key.to_string(), len });
         }
         let started = Instant::now();
-        let deadline = started + self.inner.options.whole;
         let mut last = Vec::new();
         let mut pause = PAUSE.0;
         loop {

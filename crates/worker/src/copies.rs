@@ -25,8 +25,8 @@ use parking_lot::Mutex;
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// Longest wait for a fetch from the origin; shorter than the silence after which the other node gives up.
-const LANDING: Duration = Duration::from_secs(8);
+/// Longest wait for a fetch from the origin; shorter than the 5 s after which the other node goes on without the copy.
+const LANDING: Duration = Duration::from_secs(4);
 
 /// Chunks whose fetch has come to asking the origin: object and first byte.
 #[derive(Debug, Default)]

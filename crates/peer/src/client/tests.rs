@@ -399,6 +399,27 @@ async fn a_copy_comes_whole_from_the_node_that_is_asked_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_copy_is_not_waited_for_longer_than_it_is_worth() {
+    let times = |o: &mut Options| {
+        (o.quiet, o.copy) = (Duration::from_millis(100), Duration::from_millis(500));
+        (o.silence, o.down) = (Duration::from_secs(20), Duration::from_secs(20));
+    };
+    let mut cluster = Cluster::start_with(times).await;
+    cluster.way("gpu-2", Way::Hangs);
+    // The kernel takes connections, nobody answers on them.
+    let port = cluster.client.inner.options.port;
+    let frozen = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 98), port)).await.unwrap();
+    cluster.roster.addresses.insert("gpu-0".to_owned(), frozen.local_addr().unwrap().ip());
+    let address = |node: &str| SocketAddr::new(cluster.roster.addresses[node], port);
+    for (node, longest, dead) in [("gpu-2", 5000, false), ("gpu-0", 400, true)] {
+        let started = Instant::now();
+        assert!(cluster.client.copy(&cluster.roster, node, UID, &key(), &(0..9), None).await.is_none());
+        assert!(started.elapsed() < Duration::from_millis(longest), "{node}: {:?}", started.elapsed());
+        assert_eq!(cluster.client.inner.down.is(address(node)), dead, "{node}");
+    }
+}
+
+#[tokio::test]
 async fn a_catalog_is_taken_from_whoever_has_the_right_one() {
     let cluster = Cluster::start().await;
     let catalog = |path: &str| {
