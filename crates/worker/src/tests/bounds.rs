@@ -57,3 +57,25 @@ async fn mounts_that_keep_connections_do_not_take_them_from_others() {
     let (reply, _) = tokio::time::timeout(Duration::from_secs(10), asked).await.expect("no answer");
     assert_eq!(reply, Reply::Absent { owner: false });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_does_not_fit_is_tried_again_when_there_is_more_room_and_not_before() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let node = &cluster.nodes[0];
+    let snapshot = node.list(&server).await;
+    node.configure(pb::Config { snapshot, preload: true, quota_bytes: 6 << 20, ..orders(&server) }).await;
+    let all_but_one = files.len() as u64 - 1;
+    let settled = |s: pb::StatusResponse| s.preload.filter(|p| (p.files_failed, p.files_done) == (1, all_but_one));
+    assert_eq!(node.until(settled).await.problem.unwrap().reason, "DoesNotFit");
+    let worker = node.worker();
+    let attempt = worker.report.progress().unwrap();
+    // Without that, a second attempt begins after 1 s.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(Arc::ptr_eq(&attempt, &worker.report.progress().unwrap()));
+    let before = server.seen().gets;
+    worker.cache.retain(|_| false).await.unwrap();
+    node.until(|_| (server.seen().gets > before).then_some(())).await;
+    node.until(settled).await;
+}
