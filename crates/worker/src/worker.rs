@@ -13,7 +13,7 @@ use crate::{
     serving::Serving,
     wanted::Wanted,
 };
-use larder_cache::{Cache, CacheError, Floor};
+use larder_cache::{CHUNK, Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
@@ -98,6 +98,12 @@ pub(crate) struct Located {
 /// Reads past the cache at the same time, 4 MiB each.
 const PAST_CACHE: usize = 16;
 
+/// KiB of what may be in flight that may be in flight ahead of reads: five eighths, and at least the one chunk without which nothing
+/// would ever be fetched ahead.
+fn ahead(in_flight: u64) -> usize {
+    ((in_flight / 8 * 5).max(CHUNK) >> 10) as usize
+}
+
 impl Worker {
     /// Takes the folder over, as a worker before it left it. Blocks.
     pub fn open(settings: Settings, roster: watch::Receiver<Arc<Roster>>, metrics: Metrics) -> Result<Self, OpenError> {
@@ -133,7 +139,7 @@ impl Worker {
             connections: Connections::new(),
             received,
             pace: Pace::default(),
-            ahead: Semaphore::new(((settings.in_flight / 8 * 5) >> 10) as usize),
+            ahead: Semaphore::new(ahead(settings.in_flight)),
             bandwidth: Bandwidth::new(),
             wanted: Wanted::default(),
             roster,
@@ -233,4 +239,17 @@ pub(crate) fn locate(catalog: &crate::catalogs::Open, index: u64) -> Result<Opti
     let key = ObjectKey::new(&origin, &path, &version, size);
     let snapshot = catalog.digest().to_owned();
     Ok(Some(Located { snapshot, inode: index + 1, origin, path, version, size, key }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_may_always_be_fetched_ahead() {
+        assert_eq!(ahead(64 << 20), 40 << 10);
+        for little in [0, 1, CHUNK] {
+            assert_eq!(ahead(little), (CHUNK >> 10) as usize);
+        }
+    }
 }
