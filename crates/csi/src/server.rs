@@ -71,6 +71,10 @@ pub struct Args {
 /// # Errors
 /// What makes the daemon useless from the start: no API server to talk to, no socket, no folder for its records.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // The mounter has up to some thousand connections for backing files.
+    if let Err(error) = larder_fuse::limits::raise_open_files() {
+        tracing::warn!(%error, "raise the limit of open files; going on with few");
+    }
     let client = kube::Client::try_default().await.context("connect to the API server")?;
     run_with(args, client, shutdown).await
 }

@@ -28,7 +28,7 @@ impl Backend for NoBytes {
         None
     }
     fn reject_file(&self, _: u64) {}
-    async fn fetch(&self, _: u64, key: ObjectKey, _: Range<u64>) -> Result<Fetched, ReadError> {
+    async fn fetch(&self, _: u64, key: ObjectKey, _: Range<u64>, _: tokio::time::Instant) -> Result<Fetched, ReadError> {
         Err(ReadError::Changed { key: key.to_string(), detail: "there are no bytes".into() })
     }
 }

@@ -7,6 +7,7 @@ use std::{
     marker::PhantomData,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,8 @@ const AWAY: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(5);
 /// Idle connections kept. Answers take well under a millisecond, so few are in use at a time.
 const IDLE: usize = 8;
+/// And for how long: a node has hundreds of mounts, and the daemon at the other end has to hold what each of them keeps.
+const IDLE_TIME: Duration = Duration::from_secs(30);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -38,22 +41,65 @@ pub(crate) struct Asker<Q, A> {
     socket: PathBuf,
     /// Asked first on each connection, and whatever it answers is dropped.
     greeting: Option<(Q, OwnedFd)>,
-    idle: Mutex<Vec<Conn>>,
-    quick: Mutex<Vec<QuickConn>>,
+    idle: Arc<Kept>,
     away_until: Mutex<Option<Instant>>,
     answers: PhantomData<fn() -> A>,
 }
 
-impl<Q: Serialize + Sync, A: DeserializeOwned> Asker<Q, A> {
-    pub(crate) fn new(socket: PathBuf) -> Self {
-        Self {
-            socket,
-            greeting: None,
-            idle: Mutex::default(),
-            quick: Mutex::default(),
-            away_until: Mutex::default(),
-            answers: PhantomData,
+/// Connections that wait for the next question.
+#[derive(Debug, Default)]
+struct Kept {
+    conns: Idle<Conn>,
+    quick: Idle<QuickConn>,
+}
+
+/// Each since when; the last one is taken first, so that those that are not needed grow old.
+#[derive(Debug)]
+struct Idle<C>(Mutex<Vec<(Instant, C)>>);
+
+impl<C> Default for Idle<C> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<C> Idle<C> {
+    fn take(&self) -> Option<C> {
+        self.0.lock().pop().map(|(_, conn)| conn)
+    }
+
+    fn keep(&self, conn: C) {
+        let mut kept = self.0.lock();
+        if kept.len() < IDLE {
+            kept.push((Instant::now(), conn));
         }
+    }
+
+    fn close_older(&self, time: Duration) {
+        self.0.lock().retain(|(since, _)| since.elapsed() < time);
+    }
+}
+
+/// Closes idle connections, as long as there is somebody to ask on them.
+async fn close_idle(kept: Weak<Kept>, time: Duration) {
+    loop {
+        tokio::time::sleep(time / 2).await;
+        let Some(kept) = kept.upgrade() else { return };
+        kept.conns.close_older(time);
+        kept.quick.close_older(time);
+    }
+}
+
+impl<Q: Serialize + Sync, A: DeserializeOwned> Asker<Q, A> {
+    /// To be called on a runtime: idle connections are closed by a task.
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self::keeping(socket, IDLE_TIME)
+    }
+
+    fn keeping(socket: PathBuf, time: Duration) -> Self {
+        let idle = Arc::default();
+        tokio::spawn(close_idle(Arc::downgrade(&idle), time));
+        Self { socket, greeting: None, idle, away_until: Mutex::default(), answers: PhantomData }
     }
 
     /// Every connection begins with this message and descriptor.
@@ -72,16 +118,12 @@ impl<Q: Serialize + Sync, A: DeserializeOwned> Asker<Q, A> {
         if self.away_until.lock().is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        let idle = self.quick.lock().pop();
-        let conn = match idle {
+        let conn = match self.idle.quick.take() {
             Some(conn) => conn,
             None => QuickConn::connect(&self.socket).ok()?,
         };
         let (answer, fd, conn) = conn.ask(request, MOMENT).ok()??;
-        let mut quick = self.quick.lock();
-        if quick.len() < IDLE {
-            quick.push(conn);
-        }
+        self.idle.quick.keep(conn);
         Some((answer, fd))
     }
 
@@ -97,13 +139,12 @@ impl<Q: Serialize + Sync, A: DeserializeOwned> Asker<Q, A> {
     }
 
     async fn ask_once_or_twice(&self, request: &Q, fd: Option<BorrowedFd<'_>>) -> Result<(A, Option<OwnedFd>), AskError> {
-        let idle = self.idle.lock().pop();
-        if let Some(conn) = idle {
+        if let Some(conn) = self.idle.conns.take() {
             if let Ok(answer) = self.ask_on(conn, request, fd).await {
                 return Ok(answer);
             }
             // The daemon has restarted since; the other idle connections are as dead as this one.
-            self.idle.lock().clear();
+            self.idle.conns.0.lock().clear();
         }
         self.ask_on(self.connect().await?, request, fd).await
     }
@@ -120,10 +161,7 @@ impl<Q: Serialize + Sync, A: DeserializeOwned> Asker<Q, A> {
     async fn ask_on(&self, conn: Conn, request: &Q, fd: Option<BorrowedFd<'_>>) -> Result<(A, Option<OwnedFd>), AskError> {
         conn.send(request, fd).await?;
         let answer = conn.recv().await?.ok_or_else(|| AskError::HungUp(self.socket.clone()))?;
-        let mut idle = self.idle.lock();
-        if idle.len() < IDLE {
-            idle.push(conn);
-        }
+        self.idle.conns.keep(conn);
         Ok(answer)
     }
 }
@@ -162,7 +200,7 @@ mod tests {
             let request = open(1);
             let (answer, ()) = tokio::join!(worker.ask(&request, None), answer_one(&listener, Reply::Absent { owner }));
             assert_eq!(answer.unwrap().0, Reply::Absent { owner });
-            assert_eq!(worker.idle.lock().len(), 1);
+            assert_eq!(worker.idle.conns.0.lock().len(), 1);
         }
     }
 
@@ -176,6 +214,29 @@ mod tests {
         let before = Instant::now();
         assert!(matches!(worker.ask(&open(2), None).await, Err(AskError::Away(_))));
         assert!(before.elapsed() < Duration::from_millis(200));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn connections_that_are_not_used_are_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("w.sock");
+        let listener = Listener::bind(&socket, &[me()], 0o600).unwrap();
+        let worker = Worker::keeping(socket, Duration::from_millis(100));
+        let serving = tokio::spawn(async move {
+            let mut ended = tokio::task::JoinSet::new();
+            for _ in 0..2 {
+                let conn = listener.accept().await;
+                conn.recv::<Request>().await.unwrap().unwrap();
+                let _ = conn.send(&Reply::Absent { owner: true }, None).await;
+                ended.spawn(async move { !matches!(conn.recv::<Request>().await, Ok(Some(_))) });
+            }
+            ended.join_all().await
+        });
+        worker.ask(&open(1), None).await.unwrap();
+        // May be too slow on a busy machine; its connection is closed then as well.
+        let _ = tokio::task::block_in_place(|| worker.ask_now(&open(2)));
+        let ended = tokio::time::timeout(Duration::from_secs(20), serving).await;
+        assert_eq!(ended.expect("a connection stays open").unwrap(), [true, true]);
     }
 
     #[tokio::test]

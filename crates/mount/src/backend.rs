@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use larder_core::key::ObjectKey;
 use std::{fs::File, io, ops::Range, os::unix::fs::MetadataExt as _, sync::Arc};
+use tokio::time::Instant;
 
 /// Whose bytes they are; the metrics tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,18 +44,19 @@ pub trait Backend: Send + Sync + 'static {
     /// than some milliseconds.
     fn known_file(&self, inode: u64) -> Option<Arc<File>>;
 
-    /// Looks for the complete local file. MUST end within about a second, whatever the worker does.
+    /// The complete local file, the one that is open already, or else looked for. MUST end within about a second, whatever the worker does.
     /// One of the wrong size is rejected by the caller.
     fn find_file(&self, inode: u64) -> impl Future<Output = Option<Arc<File>>> + Send;
 
     /// Reading the local file failed: MUST NOT be given out again for a while.
     fn reject_file(&self, inode: u64);
 
-    /// Fetches a range from wherever it is. MUST end within about a minute and MUST give the whole range or an error.
+    /// Fetches a range from wherever it is. MUST end soon after the given time and MUST give the whole range or an error.
     fn fetch(
         &self,
         inode: u64,
         key: ObjectKey,
         range: Range<u64>,
+        until: Instant,
     ) -> impl Future<Output = Result<Fetched, larder_peer::ReadError>> + Send;
 }

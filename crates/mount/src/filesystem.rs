@@ -485,7 +485,13 @@ mod tests {
             None
         }
         fn reject_file(&self, _: u64) {}
-        async fn fetch(&self, _: u64, _: ObjectKey, _: std::ops::Range<u64>) -> Result<Fetched, larder_peer::ReadError> {
+        async fn fetch(
+            &self,
+            _: u64,
+            _: ObjectKey,
+            _: std::ops::Range<u64>,
+            _: tokio::time::Instant,
+        ) -> Result<Fetched, larder_peer::ReadError> {
             unreachable!("nothing is read")
         }
     }

@@ -136,10 +136,16 @@ impl Backend for NodeBackend {
         self.node.files.set_absent(self.session, inode, Instant::now(), ABSENT);
     }
 
-    async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, ReadError> {
+    async fn fetch(
+        &self,
+        inode: u64,
+        key: ObjectKey,
+        range: Range<u64>,
+        until: tokio::time::Instant,
+    ) -> Result<Fetched, ReadError> {
         let object = ObjectRef { dataset_uid: &self.dataset_uid, snapshot: &self.snapshot, inode, key };
         let rosters = || self.node.members.roster(&self.dataset_uid);
-        let fetched = self.node.peers.read(&rosters, &object, range).await?;
+        let fetched = self.node.peers.read_until(&rosters, &object, range, until).await?;
         let elsewhere = *fetched.node != *self.node.name;
         if elsewhere {
             self.reports.read(inode, fetched.bytes.len() as u64);

@@ -107,15 +107,17 @@ impl Pace {
         self.0.lock().limit as usize
     }
 
-    /// Waits until the origin wants to be asked again; gives the time at which that was.
-    pub(crate) async fn clear(&self) -> Instant {
+    /// Waits until the origin wants to be asked again, but no longer than to the end of the caller's time: requests of others may
+    /// be told again and again to leave it alone. Gives the time at which that was.
+    pub(crate) async fn clear(&self, end: Instant) -> Instant {
         loop {
-            let (now, until) = (Instant::now(), self.0.lock().alone_until);
+            let (now, until) = (Instant::now(), self.0.lock().alone_until.min(end));
             if until <= now {
                 return now;
             }
             // Not all at once.
-            tokio::time::sleep((until - now).mul_f64(1.0 + random() / 4.0)).await;
+            let pause = (until - now).mul_f64(1.0 + random() / 4.0);
+            tokio::time::sleep_until(end.min(now + pause)).await;
         }
     }
 
@@ -191,6 +193,10 @@ mod tests {
     use super::*;
     use futures::FutureExt as _;
 
+    async fn clear(pace: &Pace) -> Instant {
+        pace.clear(Instant::now() + LEAVE_ALONE).await
+    }
+
     /// So many turns at once.
     async fn fill(pace: &Pace, lane: Lane, count: usize) -> Vec<Turn> {
         futures::future::join_all((0..count).map(|_| pace.turn(lane))).await
@@ -223,15 +229,15 @@ mod tests {
     #[tokio::test]
     async fn the_limit_is_halved_once_for_requests_that_were_on_their_way_together_and_grows_again() {
         let pace = Pace::default();
-        let began = pace.clear().await;
+        let began = clear(&pace).await;
         (0..10).for_each(|_| pace.refused(began, None));
         assert_eq!(pace.limit(), 16);
         for want in [8, 4, 2, 1, 1] {
-            pace.refused(pace.clear().await, None);
+            pace.refused(clear(&pace).await, None);
             assert_eq!(pace.limit(), want);
         }
         let turn = pace.turn(Lane::Background).await;
-        let now = pace.clear().await;
+        let now = clear(&pace).await;
         let quick = Duration::from_millis(10);
         pace.answered(now, quick);
         assert_eq!(pace.limit(), 2);
@@ -244,7 +250,7 @@ mod tests {
     async fn the_limit_grows_as_long_as_answers_do_not_begin_later_for_it() {
         let pace = Pace::default();
         let _turns = fill(&pace, Lane::Reader, 32).await;
-        let now = pace.clear().await;
+        let now = clear(&pace).await;
         (0..32).for_each(|_| pace.answered(now, Duration::from_millis(10)));
         let grown = pace.limit();
         assert!(grown > 32, "{grown}");
@@ -256,10 +262,14 @@ mod tests {
     #[tokio::test]
     async fn an_origin_that_asks_to_be_left_alone_is_but_not_for_ever() {
         let pace = Pace::default();
-        let began = pace.clear().await;
+        let began = clear(&pace).await;
         pace.refused(began, Some(Duration::from_millis(200)));
-        assert!(pace.clear().await - began >= Duration::from_millis(200));
-        pace.refused(pace.clear().await, Some(Duration::from_secs(3600)));
+        assert!(clear(&pace).await - began >= Duration::from_millis(200));
+        pace.refused(clear(&pace).await, Some(Duration::from_secs(3600)));
         assert!(pace.0.lock().alone_until <= Instant::now() + LEAVE_ALONE);
+        // Nor longer than the caller has time.
+        let end = Instant::now() + Duration::from_millis(50);
+        let ended = tokio::time::timeout(Duration::from_secs(10), pace.clear(end)).await;
+        assert!(ended.is_ok_and(|at| at >= end));
     }
 }

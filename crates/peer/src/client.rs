@@ -35,6 +35,8 @@ pub struct Options {
     pub quiet: Duration,
     /// Longest wait for the next byte of an answer of a node that is alive. Default 10 s.
     pub silence: Duration,
+    /// Longest wait for a copy that a node has at hand; then whoever asks for it looks elsewhere. Default 5 s.
+    pub copy: Duration,
     /// Longest time for a whole read, all attempts together. Default 60 s.
     pub whole: Duration,
     /// How long a node that did not answer is passed over; doubles up to 16 times this while it stays silent. Default 1 s.
@@ -55,6 +57,7 @@ impl Default for Options {
             hedge: Duration::from_millis(20),
             quiet: Duration::from_secs(1),
             silence: Duration::from_secs(10),
+            copy: Duration::from_secs(5),
             whole: Duration::from_secs(60),
             down: Duration::from_secs(1),
             idle_per_node: 32,
@@ -106,6 +109,14 @@ pub enum ReadError {
         /// What the worker said.
         detail: String,
     },
+    /// This process may not read the dataset.
+    #[error("read {key}: not allowed: {detail}")]
+    Denied {
+        /// The object.
+        key: String,
+        /// What the worker said.
+        detail: String,
+    },
     /// No member answered with the bytes in time.
     #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
     Exhausted {
@@ -138,6 +149,14 @@ impl Inner {
     async fn alive(&self, dataset_uid: &str, address: SocketAddr) -> bool {
         tokio::time::timeout(self.options.quiet, self.transport.alive(address, dataset_uid)).await.unwrap_or(false)
     }
+
+    /// Ends when the node, asked for something now, has been silent and gives no sign of life.
+    async fn dead(&self, dataset_uid: &str, address: SocketAddr) {
+        tokio::time::sleep(self.options.quiet).await;
+        if self.alive(dataset_uid, address).await {
+            std::future::pending().await
+        }
+    }
 }
 
 /// Pause between rounds, doubled from the first to the second value.
@@ -169,6 +188,20 @@ impl Client {
         object: &ObjectRef<'_>,
         range: Range<u64>,
     ) -> Result<Fetched, ReadError> {
+        self.read_until(rosters, object, range, Instant::now() + self.inner.options.whole).await
+    }
+
+    /// As [`Self::read`], until that time.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; each names the object.
+    pub async fn read_until<R: RosterSource + ?Sized>(
+        &self,
+        rosters: &R,
+        object: &ObjectRef<'_>,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Fetched, ReadError> {
         let len = range.end.saturating_sub(range.start);
         if len == 0 {
             return Ok(Fetched { bytes: Bytes::new(), source: Source::Disk, node: self.inner.node.clone() });
@@ -177,7 +210,6 @@ impl Client {
             return Err(ReadError::TooLong { key: object.key.to_string(), len });
         }
         let started = Instant::now();
-        let deadline = started + self.inner.options.whole;
         let mut last = Vec::new();
         let mut pause = PAUSE.0;
         loop {

@@ -121,6 +121,9 @@ pub enum Refusal {
     /// Not configured, or the own disk is full or broken.
     #[error("{0}")]
     Unavailable(String),
+    /// Not yet: the origin is still being asked, or others are answered first. To be asked for here again, and nowhere else.
+    #[error("{0}")]
+    Later(String),
 }
 
 impl Refusal {
@@ -133,6 +136,7 @@ impl Refusal {
             Self::Range { .. } => 416,
             Self::Origin(_) => 502,
             Self::Unavailable(_) => 503,
+            Self::Later(_) => 504,
         }
     }
 }

@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 const OTHER: &str = "1d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 const SIZE: u64 = 8 << 20;
+/// Longest read.
+const WHOLE: Duration = Duration::from_millis(700);
 
 /// Counts what it was asked for: what is refused before must never come here.
 #[derive(Default)]
@@ -85,8 +87,8 @@ impl Port {
         if let Some(token) = token {
             tokens.set(UID, token).unwrap();
         }
-        let (whole, down) = (Duration::from_millis(700), Duration::from_millis(50));
-        let options = Options { port: self.address.port(), whole, down, security, tokens, ..Options::default() };
+        let down = Duration::from_millis(50);
+        let options = Options { port: self.address.port(), whole: WHOLE, down, security, tokens, ..Options::default() };
         Client::with_options("gpu-2", options)
     }
 
@@ -106,7 +108,12 @@ impl Port {
 }
 
 async fn refused(port: &Port, client: &Client, words: &str) {
-    let error = port.read(client, UID).await.unwrap_err().to_string();
+    let started = Instant::now();
+    let error = port.read(client, UID).await.unwrap_err();
+    if let ReadError::Denied { .. } = error {
+        assert!(started.elapsed() < WHOLE / 2, "{:?}", started.elapsed());
+    }
+    let error = error.to_string();
     assert!(error.contains(words), "{error}");
     assert_eq!(port.asked(), 0, "{words}: the request came through");
 }
@@ -132,8 +139,8 @@ async fn nobody_else_gets_a_byte() {
     let (of_other_dataset, of_other_node) = (ca.token(OTHER, "cpu-1"), ca.token(UID, "cpu-2"));
     let foreign_token = foreign.token(UID, "cpu-1");
     for (ca, identity, token, words) in [
-        (&ca, worker(OTHER), None, "403 larder://worker/1d1f"),
-        (&ca, Identity::Operator, None, "403 larder://operator may not"),
+        (&ca, worker(OTHER), None, "not allowed: 403 larder://worker/1d1f"),
+        (&ca, Identity::Operator, None, "not allowed: 403 larder://operator may not"),
         (&ca, mounter("cpu-1"), None, "shows no mount token"),
         (&ca, mounter("cpu-1"), Some(&of_other_node), "for node cpu-2"),
         (&ca, mounter("cpu-1"), Some(&foreign_token), "not signed by a CA that is known"),

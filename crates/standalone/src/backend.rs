@@ -70,9 +70,15 @@ impl Backend for LocalBackend {
         self.files.set_absent(SESSION, inode, Instant::now(), REJECTED);
     }
 
-    async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, ReadError> {
+    async fn fetch(
+        &self,
+        inode: u64,
+        key: ObjectKey,
+        range: Range<u64>,
+        until: tokio::time::Instant,
+    ) -> Result<Fetched, ReadError> {
         let object = ObjectRef { dataset_uid: &self.dataset_uid, snapshot: &self.snapshot, inode, key };
-        let (source, bytes) = self.data.read(&object, range).await?;
+        let (source, bytes) = self.data.read(&object, range, until).await?;
         let place = match source {
             Source::Disk => Place::Local,
             Source::Origin => Place::Origin,

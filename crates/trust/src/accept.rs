@@ -2,6 +2,7 @@
 
 use crate::{Caller, Credentials, Held, Peer, Security, Stream};
 use futures::{StreamExt as _, stream, stream::BoxStream};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -15,6 +16,11 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 256;
 /// Pause after the process was refused another descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A connection ends when the other end takes nothing that is sent for so long: its node is gone, or its process is frozen. What
+/// is held for it is free again then.
+const UNTAKEN: Duration = Duration::from_secs(30);
+/// The same when there is nothing to send: the kernel asks after so many seconds, and then as often.
+const ASK: u32 = 15;
 /// Encrypted bytes that wait to be sent at most, per connection: few system calls for a piece of 1 MiB, and still in the cache.
 const BUFFER: usize = 256 << 10;
 
@@ -66,8 +72,8 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((tcp, from)) => {
-                if let Err(error) = tcp.set_nodelay(true) {
-                    tracing::debug!(%from, %error, "set TCP_NODELAY");
+                if let Err(error) = tcp.set_nodelay(true).and_then(|()| notice_death(&tcp)) {
+                    tracing::debug!(%from, %error, "set options of a connection");
                 }
                 return (tcp, from);
             }
@@ -77,6 +83,13 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
         }
     }
+}
+
+fn notice_death(tcp: &TcpStream) -> io::Result<()> {
+    setsockopt(tcp, sockopt::TcpUserTimeout, &(UNTAKEN.as_millis() as u32))?;
+    setsockopt(tcp, sockopt::KeepAlive, &true)?;
+    setsockopt(tcp, sockopt::TcpKeepIdle, &ASK)?;
+    Ok(setsockopt(tcp, sockopt::TcpKeepInterval, &ASK)?)
 }
 
 async fn welcome(tcp: TcpStream, from: SocketAddr, held: Held, clients: Clients) -> Option<Stream> {
@@ -101,4 +114,20 @@ async fn greet(tcp: TcpStream, credentials: &Credentials, held: Held, clients: C
         (Clients::Known, None) => return Err(io::Error::other("no certificate")),
     };
     Ok(Stream::tls(tls, caller))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
+
+    #[tokio::test]
+    async fn a_connection_whose_other_end_is_gone_does_not_stay() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (tcp, _) = accept(&listener).await;
+        assert_eq!(getsockopt(&tcp, sockopt::TcpUserTimeout).unwrap(), 30_000);
+        assert!(getsockopt(&tcp, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&tcp, sockopt::TcpKeepIdle).unwrap(), ASK);
+    }
 }

@@ -14,7 +14,7 @@
 //! So there are no circles, whatever lists the two have.
 
 use crate::{
-    objects,
+    objects::{self, FIRST_BYTE},
     worker::{Located, Worker},
 };
 use bytes::Bytes;
@@ -23,9 +23,10 @@ use larder_origin::{Error as OriginError, Reason};
 use larder_peer::{CopyReply, Refusal};
 use parking_lot::Mutex;
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
-/// Longest wait for a fetch from the origin; shorter than the silence after which the other node gives up.
-const LANDING: Duration = Duration::from_secs(8);
+/// Longest wait for a fetch from the origin; shorter than the 5 s after which the other node goes on without the copy.
+const LANDING: Duration = Duration::from_secs(4);
 
 /// Chunks whose fetch has come to asking the origin: object and first byte.
 #[derive(Debug, Default)]
@@ -95,6 +96,7 @@ pub(crate) async fn give(
     range: &Range<u64>,
     fetch: Option<(String, u64)>,
 ) -> Result<CopyReply, Refusal> {
+    let until = Instant::now() + FIRST_BYTE;
     if let Some((snapshot, inode)) = fetch
         && worker.owns(key)
     {
@@ -104,22 +106,9 @@ pub(crate) async fn give(
         // Too late is as good as never: the other node asks the origin itself.
         let _ = tokio::time::timeout(LANDING, worker.cache.landed(key, range)).await;
     }
-    let memory = Arc::clone(&worker.serving).acquire_many_owned((range.end - range.start).div_ceil(1024) as u32).await;
-    let memory = memory.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
+    let memory = worker.serving.take(range.end - range.start, until).await?;
     let here = worker.cache.chunk_here(key, range).await;
     let chunk = here.ok_or_else(|| Refusal::NotFound(format!("node {} has no copy of {key}", worker.node)))?;
     worker.metrics.given_bytes.inc_by(range.end - range.start);
-    Ok(CopyReply { bytes: Bytes::from_owner(Held { bytes: chunk.bytes, _memory: memory }), crc32c: chunk.crc32c })
-}
-
-/// Bytes that count as memory until they are sent.
-struct Held {
-    bytes: Bytes,
-    _memory: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
+    Ok(CopyReply { bytes: memory.hold(chunk.bytes), crc32c: chunk.crc32c })
 }

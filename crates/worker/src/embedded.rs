@@ -33,8 +33,6 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// Name of the only member.
 const NODE: &str = "local";
-/// Longest time for a whole read, as in a cluster.
-const WHOLE: Duration = Duration::from_secs(60);
 /// Pause between attempts at a read, doubled from the first to the second value.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -177,14 +175,14 @@ impl Data {
         }
     }
 
-    /// A range of a file: from the disk, else from the origin, tried again and again for a minute.
+    /// A range of a file: from the disk, else from the origin, tried again and again until then.
     ///
     /// # Errors
     /// Those of a read between nodes.
-    pub async fn read(&self, object: &ObjectRef<'_>, range: Range<u64>) -> Result<(Source, Bytes), ReadError> {
+    pub async fn read(&self, object: &ObjectRef<'_>, range: Range<u64>, until: Instant) -> Result<(Source, Bytes), ReadError> {
         let (started, mut pause) = (Instant::now(), PAUSE.0);
         loop {
-            let last = match tokio::time::timeout_at(started + WHOLE, self.attempt(object, range.clone())).await {
+            let last = match tokio::time::timeout_at(until, self.attempt(object, range.clone())).await {
                 Ok(Ok(read)) => return Ok(read),
                 Ok(Err(refusal)) => refusal,
                 Err(_) => Refusal::Unavailable("no answer of the origin".to_owned()),
@@ -195,7 +193,7 @@ impl Data {
                 e @ Refusal::Range { .. } => {
                     return Err(ReadError::Range { key, start: range.start, end: range.end, detail: e.to_string() });
                 }
-                last if started.elapsed() + pause >= WHOLE => {
+                last if Instant::now() + pause >= until => {
                     return Err(ReadError::Exhausted { key, waited: started.elapsed(), last: last.to_string() });
                 }
                 _ => tokio::time::sleep(pause).await,

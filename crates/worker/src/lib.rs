@@ -29,6 +29,7 @@ pub mod metrics;
 mod objects;
 mod orders;
 mod report;
+mod serving;
 mod wanted;
 mod worker;
 
@@ -128,6 +129,10 @@ const DRAIN: Duration = Duration::from_secs(6);
 /// # Errors
 /// A folder, socket or port that cannot be had. What goes wrong later is told in Status and tried again.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // Each connection, each file that is read or filled, and each that the mounter was given takes one.
+    if let Err(error) = larder_fuse::limits::raise_open_files() {
+        tracing::warn!(%error, "raise the limit of open files; going on with few");
+    }
     let health = Health::default();
     let mut registry = prometheus_client::registry::Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);

@@ -12,8 +12,9 @@ use larder_fuse::{
 use std::{fs::File, io, os::fd::AsFd as _, sync::Arc};
 use tokio::sync::Semaphore;
 
-/// Connections at the same time; the mounter keeps a handful open.
-const CONNECTIONS: usize = 64;
+/// Connections at a time: a few for each mount of the node, of which there are some hundreds at most. One that tells of reads
+/// lasts as long as its mount.
+const CONNECTIONS: usize = 4096;
 /// Files told in one message, so that it is no longer than one may be.
 const ARRIVALS: usize = 2048;
 

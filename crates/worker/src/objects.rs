@@ -13,13 +13,14 @@ use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
 use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
 
 /// The data port's side of a worker.
 pub(crate) struct DataPort(pub Arc<Worker>);
 
 /// A peer takes 10 s of silence for a dead node and then asks others even for what is on this disk: answer before that.
-/// The fetch goes on, and the next attempt finds its bytes.
-const FIRST_BYTE: Duration = Duration::from_secs(8);
+/// The fetch goes on, and the next attempt joins it or finds its bytes.
+pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(8);
 /// Pieces of one answer fetched or read at the same time.
 const AHEAD: usize = 2;
 /// Piece of a file that is complete here; one that is not goes out chunk by chunk, as it comes.
@@ -132,7 +133,7 @@ pub(crate) async fn fetch(
 }
 
 fn late(at: &Located) -> Refusal {
-    Refusal::Origin(format!("the origin did not give {}{} within {FIRST_BYTE:?}; it is still being asked", at.origin, at.path))
+    Refusal::Later(format!("{}{} did not come within {FIRST_BYTE:?}; it is still being fetched", at.origin, at.path))
 }
 
 /// The range piece by piece, cut at the borders of pieces, and its checksum, if all of it is known. The first piece is here
@@ -143,17 +144,16 @@ async fn pieces(
     range: Range<u64>,
     stand_in: bool,
 ) -> Result<(Body, Option<u32>), Refusal> {
-    let kib = (range.end - range.start).min(AHEAD as u64 * CHUNK).div_ceil(1024) as u32;
-    let permit = Arc::clone(&worker.serving).acquire_many_owned(kib).await;
-    let permit = permit.map_err(|_| Refusal::Unavailable(format!("the worker on node {} is going down", worker.node)))?;
+    let until = Instant::now() + FIRST_BYTE;
+    let memory = worker.serving.take((range.end - range.start).min(AHEAD as u64 * CHUNK), until).await?;
     let piece_len = if worker.cache.contains(&at.key) { PIECE } else { CHUNK };
     let cut = |from: u64| (from < range.end).then(|| from..range.end.min((from / piece_len + 1) * piece_len));
     let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
     let first = parts.next().unwrap_or(range.clone());
     let rest: Vec<_> = parts.collect();
-    let first = tokio::time::timeout(FIRST_BYTE, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
+    let first = timeout_at(until, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
     if rest.is_empty() {
-        return Ok((Body::Bytes(first.bytes), Some(first.crc32c)));
+        return Ok((Body::Bytes(memory.hold(first.bytes)), Some(first.crc32c)));
     }
     let crc32c = worker.cache.checksum(&at.key, &range).await;
     let (worker, at) = (Arc::clone(worker), Arc::clone(at));
@@ -164,7 +164,7 @@ async fn pieces(
     let all = stream::iter([Ok(first.bytes)]).chain(rest.buffered(AHEAD));
     // Freed with the stream.
     let body = all.map(move |bytes| {
-        let _held = &permit;
+        let _held = &memory;
         bytes
     });
     Ok((Body::Stream(body.boxed()), crc32c))

@@ -204,6 +204,12 @@ impl Report {
         *self.preload.lock() = progress;
     }
 
+    /// A new one for each attempt.
+    #[cfg(test)]
+    pub fn progress(&self) -> Option<Arc<Progress>> {
+        self.preload.lock().clone()
+    }
+
     pub fn preload(&self) -> Option<pb::Preload> {
         self.preload.lock().as_ref().map(|p| p.to_proto())
     }

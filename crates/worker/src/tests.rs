@@ -1,5 +1,6 @@
 //! Workers in this process, on addresses of the loopback, with an S3 server beside them.
 
+mod bounds;
 mod harness;
 mod keep;
 mod replicas;

@@ -10,9 +10,10 @@ use crate::{
     metrics::Metrics,
     orders::Orders,
     report::{Report, Topic, folder_problem},
+    serving::Serving,
     wanted::Wanted,
 };
-use larder_cache::{Cache, CacheError, Floor};
+use larder_cache::{CHUNK, Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
@@ -72,8 +73,7 @@ pub(crate) struct Worker {
     pub state: Mutex<State>,
     /// Serialises what is written to config.json and state.json, and Erase with both.
     pub writing: tokio::sync::Mutex<()>,
-    /// KiB of answers that are in memory.
-    pub serving: Arc<Semaphore>,
+    pub serving: Serving,
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
     pub at_origin: AtOrigin,
@@ -95,11 +95,14 @@ pub(crate) struct Located {
     pub key: ObjectKey,
 }
 
-/// Bytes of answers in memory, all peers together: with what is in flight from the origin well below 256 MiB, and as much as
-/// 750 readers of 128 KiB ask for at once.
-const SERVING: usize = 96 << 20;
 /// Reads past the cache at the same time, 4 MiB each.
 const PAST_CACHE: usize = 16;
+
+/// KiB of what may be in flight that may be in flight ahead of reads: five eighths, and at least the one chunk without which nothing
+/// would ever be fetched ahead.
+fn ahead(in_flight: u64) -> usize {
+    ((in_flight / 8 * 5).max(CHUNK) >> 10) as usize
+}
 
 impl Worker {
     /// Takes the folder over, as a worker before it left it. Blocks.
@@ -136,7 +139,7 @@ impl Worker {
             connections: Connections::new(),
             received,
             pace: Pace::default(),
-            ahead: Semaphore::new(((settings.in_flight / 8 * 5) >> 10) as usize),
+            ahead: Semaphore::new(ahead(settings.in_flight)),
             bandwidth: Bandwidth::new(),
             wanted: Wanted::default(),
             roster,
@@ -144,7 +147,7 @@ impl Worker {
             metrics,
             state: Mutex::new(state),
             writing: tokio::sync::Mutex::new(()),
-            serving: Arc::new(Semaphore::new(SERVING >> 10)),
+            serving: Serving::default(),
             past_cache: Semaphore::new(PAST_CACHE),
             at_origin: AtOrigin::default(),
             kept: Kept::default(),
@@ -236,4 +239,17 @@ pub(crate) fn locate(catalog: &crate::catalogs::Open, index: u64) -> Result<Opti
     let key = ObjectKey::new(&origin, &path, &version, size);
     let snapshot = catalog.digest().to_owned();
     Ok(Some(Located { snapshot, inode: index + 1, origin, path, version, size, key }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_may_always_be_fetched_ahead() {
+        assert_eq!(ahead(64 << 20), 40 << 10);
+        for little in [0, 1, CHUNK] {
+            assert_eq!(ahead(little), (CHUNK >> 10) as usize);
+        }
+    }
 }

@@ -27,7 +27,7 @@ use std::{
     fs::File,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -101,12 +101,14 @@ pub(super) struct OpenTable {
     idle: Cache<u64, Arc<Backing>>,
     since: Instant,
     outcome: Arc<Outcome>,
+    /// The last file could not be registered; that was told.
+    failing: AtomicBool,
 }
 
 impl OpenTable {
     pub(super) fn new(backings: Arc<dyn Backings>, outcome: Arc<Outcome>) -> Self {
         let open = std::array::from_fn(|_| Mutex::default());
-        Self { backings, open, idle: Cache::new(IDLE), since: Instant::now(), outcome }
+        Self { backings, open, idle: Cache::new(IDLE), since: Instant::now(), outcome, failing: AtomicBool::new(false) }
     }
 
     fn shard(&self, inode: u64) -> &Mutex<HashMap<u64, Open>> {
@@ -164,10 +166,21 @@ impl OpenTable {
         let Some(file) = file.filter(|_| self.outcome.refused.get().is_none()) else { return Way::Cached };
         let registered = self.backings.register(Arc::clone(&file) as _).await;
         match registered {
-            Ok(id) => Way::Passthrough(Arc::new(Backing::new(id, file, Arc::clone(&self.backings)))),
+            Ok(id) => {
+                if self.failing.swap(false, Relaxed) {
+                    tracing::info!(identity, "passthrough again");
+                }
+                Way::Passthrough(Arc::new(Backing::new(id, file, Arc::clone(&self.backings))))
+            }
             Err(error) => {
-                let lasting = matches!(&error, RegisterError::Refused(e) if backing::is_lasting(e));
-                if !lasting || self.outcome.refused.set(error.to_string()).is_ok() {
+                if matches!(&error, RegisterError::Refused(e) if backing::is_lasting(e)) {
+                    // Set at most once.
+                    let _ = self.outcome.refused.set(error.to_string());
+                }
+                // The node plugin may be away for long, and files are opened all the time.
+                if self.failing.swap(true, Relaxed) {
+                    tracing::debug!(identity, %error, "still no passthrough");
+                } else {
                     tracing::warn!(identity, %error, "no passthrough; reads of local files go through the mounter");
                 }
                 Way::Cached

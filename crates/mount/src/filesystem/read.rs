@@ -8,14 +8,22 @@ use crate::{
 use bytes::Bytes;
 use fuser::ReplyData;
 use larder_core::{catalog::Catalog, key::ObjectKey};
+use parking_lot::Mutex;
 use std::{cell::RefCell, fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
-use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
 
 /// Reads of one mount that wait for the network at a time: each holds up to 1 MiB (the kernel's longest read). Per mount, so
 /// that a dataset whose origin is down cannot take the places of others.
 const IN_FLIGHT: usize = 64;
-/// Longest wait for such a place. As long as a whole read may take.
-const QUEUE: Duration = Duration::from_secs(60);
+/// Longest time for a read from its arrival on, all waits together.
+const WHOLE: Duration = Duration::from_secs(60);
+/// After a warning that a local file could not be read, what else fails in this time is only for who debugs.
+const TELL: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// FUSE threads read local files into this; it grows to the kernel's longest read.
@@ -31,21 +39,21 @@ struct Shared<B> {
     identity: Arc<str>,
     backend: B,
     reads: ReadCounters,
+    /// For reads from elsewhere, and for those from local files: these never wait behind a network or an origin.
     places: Semaphore,
+    local_places: Semaphore,
+    told: Mutex<Option<Instant>>,
 }
 
 impl<B: Backend> Reader<B> {
     pub(super) fn new(identity: Arc<str>, backend: B, reads: ReadCounters, runtime: Handle) -> Self {
-        Self { shared: Arc::new(Shared { identity, backend, reads, places: Semaphore::new(IN_FLIGHT) }), runtime }
+        Self { shared: Arc::new(Shared::new(identity, backend, reads)), runtime }
     }
 
     /// The complete local file, if it is here and what it should be.
     pub(super) async fn local_file(&self, inode: u64, size: u64) -> Option<Arc<File>> {
         let shared = &self.shared;
-        let file = match shared.backend.known_file(inode) {
-            Some(file) => file,
-            None => shared.backend.find_file(inode).await?,
-        };
+        let file = shared.backend.find_file(inode).await?;
         match check(&file, size) {
             Ok(()) => Some(file),
             Err(e) => {
@@ -86,9 +94,9 @@ impl<B: Backend> Reader<B> {
                 return reply.error(FsError::from(e).handled(&shared.identity, "read", inode));
             }
         };
-        let shared = Arc::clone(shared);
+        let (shared, until) = (Arc::clone(shared), Instant::now() + WHOLE);
         self.runtime.spawn(async move {
-            match shared.load(inode, file_size, key, range).await {
+            match shared.load(inode, file_size, key, range, until).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(e) => {
                     shared.reads.failed();
@@ -100,12 +108,21 @@ impl<B: Backend> Reader<B> {
 }
 
 impl<B: Backend> Shared<B> {
-    async fn load(&self, inode: u64, file_size: u64, key: ObjectKey, range: Range<u64>) -> Result<Bytes, FsError> {
-        // Never closed, so the only failure is that it took too long.
-        let Ok(Ok(_place)) = tokio::time::timeout(QUEUE, self.places.acquire()).await else {
-            return Err(FsError::Queue(QUEUE));
-        };
+    fn new(identity: Arc<str>, backend: B, reads: ReadCounters) -> Self {
+        let (places, local_places) = (Semaphore::new(IN_FLIGHT), Semaphore::new(IN_FLIGHT));
+        Self { identity, backend, reads, places, local_places, told: Mutex::default() }
+    }
+
+    async fn load(
+        &self,
+        inode: u64,
+        file_size: u64,
+        key: ObjectKey,
+        range: Range<u64>,
+        until: Instant,
+    ) -> Result<Bytes, FsError> {
         if let Some(file) = self.backend.find_file(inode).await {
+            let _place = place(&self.local_places, until).await?;
             let wanted = range.clone();
             let read = spawn_blocking(move || {
                 let mut buffer = Vec::new();
@@ -120,16 +137,29 @@ impl<B: Backend> Shared<B> {
                 Err(e) => self.local_failed(inode, &e),
             }
         }
-        let fetched = self.backend.fetch(inode, key, range).await?;
+        let _place = place(&self.places, until).await?;
+        let fetched = self.backend.fetch(inode, key, range, until).await?;
         self.reads.answered(fetched.place, fetched.bytes.len() as u64);
         Ok(fetched.bytes)
     }
 
     /// A disk that fails must not fail reads: others have the bytes too.
     fn local_failed(&self, inode: u64, error: &io::Error) {
-        tracing::warn!(identity = &*self.identity, inode, %error, "read of the local file failed; reading from other nodes");
         self.backend.reject_file(inode);
+        let (mut told, now) = (self.told.lock(), Instant::now());
+        if told.is_none_or(|at| at + TELL < now) {
+            *told = Some(now);
+            tracing::warn!(identity = &*self.identity, inode, %error, "read of the local file failed; reading from other nodes");
+        } else {
+            tracing::debug!(identity = &*self.identity, inode, %error, "read of the local file failed");
+        }
     }
+}
+
+async fn place(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>, FsError> {
+    // Never closed, so the only failure is that it took too long.
+    let Ok(Ok(place)) = timeout_at(until, places.acquire()).await else { return Err(FsError::Queue(WHOLE)) };
+    Ok(place)
 }
 
 /// Fills the buffer with exactly the range.
@@ -138,4 +168,50 @@ fn read_into(buffer: &mut Vec<u8>, file: &File, size: u64, range: &Range<u64>) -
     let len = usize::try_from(range.end - range.start).map_err(|_| io::ErrorKind::InvalidInput)?;
     buffer.resize(len, 0);
     file.read_exact_at(buffer, range.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Fetched;
+    use larder_peer::ReadError;
+
+    /// Has one file; of the others it says until when they would be fetched.
+    struct OneFile(Arc<File>);
+
+    impl Backend for OneFile {
+        fn known_file(&self, _: u64) -> Option<Arc<File>> {
+            unreachable!("not asked in a task: it may block")
+        }
+        async fn find_file(&self, inode: u64) -> Option<Arc<File>> {
+            (inode == 1).then(|| Arc::clone(&self.0))
+        }
+        fn reject_file(&self, _: u64) {}
+        async fn fetch(&self, _: u64, _: ObjectKey, _: Range<u64>, until: Instant) -> Result<Fetched, ReadError> {
+            Err(ReadError::Exhausted { key: String::new(), waited: until - Instant::now(), last: String::new() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_has_one_deadline_and_a_local_one_waits_behind_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"abc").unwrap();
+        let backend = OneFile(Arc::new(File::open(path).unwrap()));
+        let runtime = Handle::current();
+        let reader = Reader::new("test".into(), backend, ReadCounters::default(), runtime);
+        assert!(reader.local_file(1, 3).await.is_some());
+        let shared = &reader.shared;
+        let load = |inode| {
+            let key = ObjectKey::new("s3://b/", "f", "v", 3);
+            shared.load(inode, 3, key, 0..2, Instant::now() + Duration::from_millis(100))
+        };
+        let Err(FsError::Read(ReadError::Exhausted { waited, .. })) = load(2).await else { panic!("there is no such file") };
+        assert!(waited <= Duration::from_millis(100), "{waited:?}");
+        let _all = shared.places.acquire_many(IN_FLIGHT as u32).await.unwrap();
+        assert_eq!(load(1).await.unwrap(), "ab");
+        let started = Instant::now();
+        assert!(matches!(load(2).await, Err(FsError::Queue(_))));
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
 }

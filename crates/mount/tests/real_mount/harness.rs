@@ -33,7 +33,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::{runtime::Runtime, sync::watch, time::Instant};
 
 /// A test that takes longer hangs.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -120,11 +120,13 @@ impl Backend for Shared {
         if self.0.rejected.lock().unwrap().contains(&inode) {
             return None;
         }
-        let on_disk = self.0.disk.path().join(inode.to_string());
-        fs::write(&on_disk, &bytes).unwrap();
-        let file = Arc::new(File::open(on_disk).unwrap());
-        self.0.open.lock().unwrap().insert(inode, Arc::clone(&file));
-        Some(file)
+        let mut open = self.0.open.lock().unwrap();
+        let file = open.entry(inode).or_insert_with(|| {
+            let on_disk = self.0.disk.path().join(inode.to_string());
+            fs::write(&on_disk, &bytes).unwrap();
+            Arc::new(File::open(on_disk).unwrap())
+        });
+        Some(Arc::clone(file))
     }
 
     fn reject_file(&self, inode: u64) {
@@ -132,7 +134,7 @@ impl Backend for Shared {
         self.0.rejected.lock().unwrap().insert(inode);
     }
 
-    async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, ReadError> {
+    async fn fetch(&self, inode: u64, key: ObjectKey, range: Range<u64>, _: Instant) -> Result<Fetched, ReadError> {
         let (path, size) = &self.0.paths[&inode];
         assert_eq!(key, ObjectKey::new("s3://bucket/", path, &format!("v-{path}"), *size));
         assert!(range.start < range.end && range.end <= *size, "{range:?} of {size}");

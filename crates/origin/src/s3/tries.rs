@@ -47,7 +47,7 @@ impl<'a> Tries<'a> {
 
     /// Before each try. Gives the time it begins.
     pub async fn begin(&self) -> Instant {
-        self.pace.clear().await
+        self.pace.clear(self.since + self.patience.failing).await
     }
 
     /// There are so many bytes now. If that is a good deal more than ever before, the time begins anew.

@@ -31,7 +31,14 @@ impl Client {
         if self.inner.down.is(address) {
             return None;
         }
-        let text = match self.inner.transport.copy(address, dataset_uid, key, range, fetch).await {
+        // An owner that fetches answers in its own time, and says so before the silence is over.
+        let whole = if fetch.is_some() { self.inner.options.silence * 2 } else { self.inner.options.copy };
+        let answer = tokio::select! {
+            answer = self.inner.transport.copy(address, dataset_uid, key, range, fetch) => answer,
+            () = self.inner.dead(dataset_uid, address) => Err(Failure::NoAnswer("gave no sign of life".to_owned())),
+            () = tokio::time::sleep(whole) => Err(Failure::Broken(format!("did not give it within {whole:?}"))),
+        };
+        let text = match answer {
             Ok((bytes, crc32c)) => {
                 self.inner.down.answered(address);
                 return Some(Copied { bytes, crc32c });

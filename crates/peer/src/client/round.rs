@@ -3,7 +3,7 @@
 //! ```text
 //! owner ─┬─ later than nearly all answers: the next one too, for what is on its disk
 //!        ├─ a second of silence: is it alive? no word within another one ─► the next one in its place
-//!        └─ alive: it may be fetching; its answer is waited for
+//!        └─ alive: it may be fetching; its answer is waited for, and if that is "later", it is asked again after a pause
 //! ```
 //!
 //! The first whole answer counts; requests that are under way then are dropped with their connections.
@@ -21,6 +21,9 @@ use tokio::time::Instant;
 
 /// Answers with an origin failure after which a round ends: more nodes asking the same broken origin help nobody.
 const ORIGIN_FAILURES: usize = 2;
+/// Members that refuse this process after which the read ends: all of them judge by the same rules, but one may have lost its own
+/// certificate.
+const DENIALS: usize = 2;
 /// Other members asked for an old copy on their disk when the object changed at the origin.
 const OLD_COPY_ASKS: usize = 4;
 
@@ -54,6 +57,11 @@ pub(super) struct Round<'a> {
     changed: Option<String>,
     old_copy_asks: usize,
     origin_failures: usize,
+    /// Members that did not give the bytes, and what those of them said that refuse this process.
+    failures: usize,
+    denials: Vec<String>,
+    /// The one that was waited for is at it: it is asked again, after a pause.
+    later: bool,
 }
 
 impl<'a> Round<'a> {
@@ -96,6 +104,9 @@ impl<'a> Round<'a> {
             changed: None,
             old_copy_asks: 0,
             origin_failures: 0,
+            failures: 0,
+            denials: Vec::new(),
+            later: false,
         }
     }
 
@@ -141,22 +152,35 @@ impl<'a> Round<'a> {
                     if let Some(error) = self.failed(place, failure) {
                         return Some(Err(error));
                     }
+                    if self.later {
+                        return None;
+                    }
                 }
                 Event::Alive { place, alive: false } => {
                     let Candidate { node, address } = &self.candidates[place];
                     self.client.down.silent(*address);
                     self.last.push(format!("{node}: gave no sign of life"));
-                    if self.main.is_some_and(|(main, _)| main == place) {
+                    if self.waits_for(place) {
                         self.ask_next();
                     }
                 }
             }
         }
-        self.changed.map(|detail| Err(ReadError::Changed { key: self.object.key.to_string(), detail }))
+        let key = self.object.key.to_string();
+        match self.changed {
+            Some(detail) => Some(Err(ReadError::Changed { key, detail })),
+            // Who could not be asked may allow it.
+            None if self.denials.len() < self.failures.min(DENIALS) => None,
+            None => self.denials.pop().map(|detail| Err(ReadError::Denied { key, detail })),
+        }
     }
 
     fn len(&self) -> u64 {
         self.range.end - self.range.start
+    }
+
+    fn waits_for(&self, place: usize) -> bool {
+        self.main.is_some_and(|(main, _)| main == place)
     }
 
     /// Asks the next one in the place of those before it.
@@ -228,6 +252,7 @@ impl<'a> Round<'a> {
     /// An error that ends the read; else the next one is asked, if it was this one that was waited for.
     fn failed(&mut self, place: usize, failure: Failure) -> Option<ReadError> {
         let Candidate { node, address } = self.candidates[place].clone();
+        self.failures += 1;
         match failure {
             Failure::NoAnswer(text) => {
                 self.client.down.silent(address);
@@ -244,6 +269,9 @@ impl<'a> Round<'a> {
                     }
                     StatusCode::CONFLICT => self.changed = self.changed.take().or(Some(text)),
                     StatusCode::BAD_GATEWAY => self.origin_failures += 1,
+                    // Whoever else is asked would ask the origin for the same bytes.
+                    StatusCode::GATEWAY_TIMEOUT => self.later = self.changed.is_none() && self.waits_for(place),
+                    StatusCode::FORBIDDEN => self.denials.push(text),
                     _ => {}
                 }
             }
@@ -251,10 +279,10 @@ impl<'a> Round<'a> {
         if self.changed.is_some() {
             self.old_copy_asks += 1;
         }
-        if self.origin_failures >= ORIGIN_FAILURES || self.old_copy_asks > OLD_COPY_ASKS {
+        if self.origin_failures >= ORIGIN_FAILURES || self.denials.len() >= DENIALS || self.old_copy_asks > OLD_COPY_ASKS {
             self.next = self.candidates.len();
         }
-        if self.main.is_some_and(|(main, _)| main == place) {
+        if self.waits_for(place) {
             self.ask_next();
         }
         None

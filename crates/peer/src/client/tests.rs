@@ -337,6 +337,34 @@ async fn a_broken_origin_is_asked_through_two_workers_a_round_and_the_time_is_bo
 }
 
 #[tokio::test]
+async fn who_says_later_is_asked_again_and_nobody_else_is() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::Refuses(Refusal::Later("still asking".into())));
+    let asked_twice = async {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while cluster.workers[&order[0]].0.asked.lock().len() < 2 {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.way(&order[0], Way::File);
+    };
+    let (got, ()) = tokio::join!(cluster.read(0..9), asked_twice);
+    assert_eq!(got.unwrap().node, order[0]);
+    assert!(cluster.asked(&order[1]).is_empty() && cluster.asked(&order[2]).is_empty());
+    cluster.way(&order[0], Way::Refuses(Refusal::Later("still asking".into())));
+    let started = Instant::now();
+    let e = cluster.read(0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::Exhausted { last, .. } if last.contains("504 still asking")), "{e}");
+    assert!(started.elapsed() < Duration::from_millis(3500));
+    // One that is stood in for does not count.
+    cluster.workers[&order[0]].1.cancel();
+    cluster.way(&order[1], Way::Refuses(Refusal::Later("still asking".into())));
+    assert!(cluster.read(0..9).await.is_err());
+    assert!(cluster.asked(&order[1]).len() > 2 && cluster.asked(&order[2]).is_empty());
+}
+
+#[tokio::test]
 async fn a_read_finds_a_worker_that_came_back_elsewhere() {
     let cluster = Cluster::start().await;
     let good = Arc::new(cluster.roster.clone());
@@ -368,6 +396,27 @@ async fn a_copy_comes_whole_from_the_node_that_is_asked_or_not_at_all() {
     assert!(copy("gpu-2", 5..SIZE).await.is_none() && started.elapsed() < Duration::from_millis(200));
     assert!(copy("nobody", 5..SIZE).await.is_none());
     assert!(cluster.workers.values().all(|(w, _)| w.asked.lock().is_empty()), "nobody was made to fetch");
+}
+
+#[tokio::test]
+async fn a_copy_is_not_waited_for_longer_than_it_is_worth() {
+    let times = |o: &mut Options| {
+        (o.quiet, o.copy) = (Duration::from_millis(100), Duration::from_millis(500));
+        (o.silence, o.down) = (Duration::from_secs(20), Duration::from_secs(20));
+    };
+    let mut cluster = Cluster::start_with(times).await;
+    cluster.way("gpu-2", Way::Hangs);
+    // The kernel takes connections, nobody answers on them.
+    let port = cluster.client.inner.options.port;
+    let frozen = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 98), port)).await.unwrap();
+    cluster.roster.addresses.insert("gpu-0".to_owned(), frozen.local_addr().unwrap().ip());
+    let address = |node: &str| SocketAddr::new(cluster.roster.addresses[node], port);
+    for (node, longest, dead) in [("gpu-2", 5000, false), ("gpu-0", 400, true)] {
+        let started = Instant::now();
+        assert!(cluster.client.copy(&cluster.roster, node, UID, &key(), &(0..9), None).await.is_none());
+        assert!(started.elapsed() < Duration::from_millis(longest), "{node}: {:?}", started.elapsed());
+        assert_eq!(cluster.client.inner.down.is(address(node)), dead, "{node}");
+    }
 }
 
 #[tokio::test]

@@ -25,12 +25,13 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::{SemaphorePermit, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 /// Files fetched at the same time. Small ones wait for the origin, not for bytes, and need many; how many requests go at once is
 /// the pace's to say.
@@ -129,15 +130,35 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
                 progress = share.count_again(&progress);
                 continue;
             }
-            Err(p) => progress.end(Phase::Failed, Some(p)),
+            Err(HeldUp::By(p)) => {
+                progress.end(Phase::Failed, Some(p));
+                pause.wait().await;
+            }
+            Err(HeldUp::NoRoom(p)) => {
+                progress.end(Phase::Failed, Some(p));
+                share.more_room(&progress, &mut damages, &mut pause).await;
+            }
         }
-        pause.wait().await;
         progress = share.count_again(&progress);
     }
 }
 
-/// All files once; those that failed, if any is still missing afterwards.
-async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first: bool) -> Result<(), Problem> {
+/// Why a share is not complete.
+enum HeldUp {
+    /// Another attempt may fare better.
+    By(Problem),
+    /// Another attempt is of no use before there is more room: each file that is missing was too large for what there was.
+    NoRoom(Problem),
+}
+
+impl From<Problem> for HeldUp {
+    fn from(problem: Problem) -> Self {
+        Self::By(problem)
+    }
+}
+
+/// All files once, or until the disk is full; those that failed, if any is still missing afterwards.
+async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first: bool) -> Result<(), HeldUp> {
     share.measure(progress).await?;
     if progress.files_done.load(Relaxed) == progress.files_total.load(Relaxed) {
         return Ok(());
@@ -152,11 +173,20 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first
     let (send, missing) = mpsc::channel(AHEAD);
     let scan = share.each_missing(send);
     let failures = Failures::default();
+    let (only_room, full) = (AtomicBool::new(true), CancellationToken::new());
     ReceiverStream::new(missing)
+        .take_until(full.clone().cancelled_owned())
         .for_each_concurrent(FILES, |at| {
-            let (failures, too_large) = (&failures, &too_large);
+            let (failures, too_large, only_room, full) = (&failures, &too_large, &only_room, &full);
             async move {
                 if let Err(p) = pursue_file(&share.worker, &at, progress).await {
+                    match p.reason.as_str() {
+                        reasons::QUOTA_EXCEEDED => {}
+                        // A large file may fail for what smaller ones still have room in.
+                        reasons::DISK_FULL if share.free().await < CHUNK => full.cancel(),
+                        reasons::DISK_FULL => {}
+                        _ => only_room.store(false, Relaxed),
+                    }
                     let count = failures.add(&at.path, p, first && too_large.is_none());
                     progress.files_failed.fetch_max(count, Relaxed);
                 }
@@ -167,7 +197,11 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first
     scanned.map_err(|e| unusable(share, &e))?;
     let (count, problem) = failures.told();
     progress.files_failed.store(count, Relaxed);
-    too_large.filter(|_| count > 0).or(problem).map_or(Ok(()), Err)
+    match too_large.filter(|_| count > 0).or(problem) {
+        Some(p) if only_room.into_inner() => Err(HeldUp::NoRoom(p)),
+        Some(p) => Err(HeldUp::By(p)),
+        None => Ok(()),
+    }
 }
 
 /// Fetches one file. An origin that is away is waited for; a file that cannot be had is left to the next attempt.
@@ -331,6 +365,28 @@ impl Share {
         let room =
             tokio::task::spawn_blocking(move || Ok(worker.cache.room()?.saturating_add(worker.cache.usage().fill_bytes)));
         room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| cache_problem(&e))
+    }
+
+    /// Bytes that the disk and the quota can still take; none if the disk does not say.
+    async fn free(&self) -> u64 {
+        let worker = Arc::clone(&self.worker);
+        let room = tokio::task::spawn_blocking(move || worker.cache.room());
+        room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).unwrap_or(0)
+    }
+
+    /// Waits until there is room for another chunk, or for all that is missing, or a file that was here is not any more.
+    async fn more_room(&self, progress: &Progress, damages: &mut watch::Receiver<u64>, pause: &mut Pause) {
+        let before = self.free().await;
+        let missing = progress.bytes_total.load(Relaxed).saturating_sub(progress.bytes_done.load(Relaxed));
+        let enough = (before + CHUNK).min(missing.max(before + 1));
+        loop {
+            tokio::select! {
+                Ok(()) = damages.changed() => return,
+                () = pause.wait() => if self.free().await >= enough {
+                    return;
+                }
+            }
+        }
     }
 
     /// Sends what is not here yet, as fast as it is taken; stops when nobody takes it any more.

@@ -21,7 +21,7 @@ use larder_origin::{
     Folders,
     testing::{ACCESS_KEY, BUCKET, FakeS3},
 };
-use larder_peer::{Client, Fetched, ObjectRef, Options, ReadError, Roster};
+use larder_peer::{Client, Fetched, ObjectRef, ObjectRequest, Options, ReadError, Roster};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use std::{
@@ -30,7 +30,7 @@ use std::{
     ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 use tempfile::TempDir;
@@ -62,6 +62,8 @@ pub(super) struct Node {
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
     registry: Option<Registry>,
+    /// While it runs.
+    worker: Weak<Worker>,
 }
 
 /// Some workers that know of each other.
@@ -120,6 +122,7 @@ impl Cluster {
                 stop: CancellationToken::new(),
                 task: None,
                 registry: None,
+                worker: Weak::new(),
                 name,
             };
             node.mount_credentials(ACCESS_KEY, "1");
@@ -169,6 +172,13 @@ impl Cluster {
         Catalog::open(File::open(self.nodes[0].dir.join("catalogs").join(snapshot)).unwrap()).unwrap()
     }
 
+    /// What a client asks the owner.
+    pub fn request(&self, snapshot: &str, index: u64, range: Range<u64>) -> ObjectRequest {
+        let key = self.catalog(snapshot).object_key(index).unwrap();
+        let (dataset_uid, snapshot, inode) = (UID.to_owned(), snapshot.to_owned(), index + 1);
+        ObjectRequest { dataset_uid, snapshot, inode, key, range, stand_in: false, on_disk: false }
+    }
+
     pub async fn read(&self, snapshot: &str, index: u64, range: Range<u64>) -> Result<Fetched, ReadError> {
         let key = self.catalog(snapshot).object_key(index).unwrap();
         let object = ObjectRef { dataset_uid: UID, snapshot, inode: index + 1, key };
@@ -185,6 +195,7 @@ impl Node {
         self.registry = Some(registry);
         let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, metrics));
         let worker = Arc::new(opening.await.unwrap().unwrap());
+        self.worker = Arc::downgrade(&worker);
         let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.control = control.local_addr().unwrap();
         let me = fs::metadata(self.credentials.parent().unwrap()).map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap();
@@ -198,6 +209,11 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }));
+    }
+
+    /// The worker itself; not to be held for long.
+    pub fn worker(&self) -> Arc<Worker> {
+        self.worker.upgrade().unwrap()
     }
 
     /// As the kubelet would.
@@ -248,7 +264,7 @@ impl Node {
 
     /// Reports reads of a snapshot as a mounter would.
     pub async fn follow(&self, snapshot: &str) -> Follower {
-        Follower { conn: Conn::connect(&self.socket).await.unwrap(), snapshot: snapshot.to_owned() }
+        Follower { conn: self.connect().await, snapshot: snapshot.to_owned() }
     }
 
     /// Waits until a counter is at a value.
@@ -266,8 +282,13 @@ impl Node {
         }
     }
 
+    /// To the socket for the mounter.
+    pub async fn connect(&self) -> Conn {
+        Conn::connect(&self.socket).await.unwrap()
+    }
+
     pub async fn ask(&self, request: Request) -> (Reply, Option<OwnedFd>) {
-        let conn = Conn::connect(&self.socket).await.unwrap();
+        let conn = self.connect().await;
         conn.send(&request, None).await.unwrap();
         conn.recv().await.unwrap().unwrap()
     }
