@@ -12,7 +12,13 @@ use larder_cache::{CHUNK, CacheError, Checked, Keep, Object, ReadError};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
-use std::{fs::File, io, ops::Range, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// The data port's side of a worker.
 pub(crate) struct DataPort(pub Arc<Worker>);
@@ -205,15 +211,17 @@ pub(crate) fn fetcher(
             }
             copies::at_origin(&worker, at.key, &range);
             let _turn = turn(&worker, lane, at.key, &range).await;
+            let began = Instant::now();
             let read = async {
                 let origin = worker.connections.now()?.origin_of(&at.origin)?;
                 origin.read_range(&at.path, &at.version, range).await
             };
-            // Told here: a reader may have gone away before it ends.
-            let tell = |e: &OriginError| worker.report.set(Topic::Read, Some(origin_problem(e)));
-            read.await.inspect_err(|e| {
+            let read = read.await.inspect(|_| worker.metrics.origin_read(began.elapsed()));
+            read.inspect_err(|e| {
+                worker.metrics.origin_failed("read", e);
+                // Told here: a reader may have gone away before it ends.
                 if lane == Lane::Reader {
-                    tell(e)
+                    worker.report.set(Topic::Read, Some(origin_problem(e)));
                 }
             })
         })

@@ -1,14 +1,22 @@
 //! Reads: from an open local file at once, from elsewhere in a task.
 
 use crate::{
-    backend::{Backend, Place, check},
+    backend::{Backend, Fetched, Place, check},
     error::FsError,
     metrics::ReadCounters,
 };
 use bytes::Bytes;
 use fuser::ReplyData;
 use larder_core::{catalog::Catalog, key::ObjectKey};
-use std::{cell::RefCell, fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
 
 /// Reads of one mount that wait for the network at a time: each holds up to 1 MiB (the kernel's longest read). Per mount, so
@@ -57,7 +65,7 @@ impl<B: Backend> Reader<B> {
 
     /// Answers a read of the file at `index`; `file_size` is the catalog's.
     pub(super) fn read(&self, catalog: &Catalog<File>, index: u64, file_size: u64, offset: u64, size: u32, reply: ReplyData) {
-        let inode = index + 1;
+        let (began, inode) = (Instant::now(), index + 1);
         let range = offset.min(file_size)..offset.saturating_add(size.into()).min(file_size);
         if range.is_empty() {
             return reply.data(&[]);
@@ -69,7 +77,7 @@ impl<B: Backend> Reader<B> {
             Some(file) => {
                 match BUFFER.with_borrow_mut(|buffer| read_into(buffer, &file, file_size, &range).map(|()| buffer.len())) {
                     Ok(len) => {
-                        shared.reads.answered(Place::Local, len as u64);
+                        shared.reads.answered(Place::Local, len, began.elapsed());
                         return BUFFER.with_borrow(|buffer| reply.data(buffer));
                     }
                     Err(e) => {
@@ -89,7 +97,10 @@ impl<B: Backend> Reader<B> {
         let shared = Arc::clone(shared);
         self.runtime.spawn(async move {
             match shared.load(inode, file_size, key, range).await {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(Fetched { bytes, place }) => {
+                    shared.reads.answered(place, bytes.len(), began.elapsed());
+                    reply.data(&bytes);
+                }
                 Err(e) => {
                     shared.reads.failed();
                     reply.error(e.handled(&shared.identity, "read", inode));
@@ -100,7 +111,7 @@ impl<B: Backend> Reader<B> {
 }
 
 impl<B: Backend> Shared<B> {
-    async fn load(&self, inode: u64, file_size: u64, key: ObjectKey, range: Range<u64>) -> Result<Bytes, FsError> {
+    async fn load(&self, inode: u64, file_size: u64, key: ObjectKey, range: Range<u64>) -> Result<Fetched, FsError> {
         // Never closed, so the only failure is that it took too long.
         let Ok(Ok(_place)) = tokio::time::timeout(QUEUE, self.places.acquire()).await else {
             return Err(FsError::Queue(QUEUE));
@@ -113,16 +124,11 @@ impl<B: Backend> Shared<B> {
                 Ok(Bytes::from(buffer))
             });
             match read.await? {
-                Ok(bytes) => {
-                    self.reads.answered(Place::Local, bytes.len() as u64);
-                    return Ok(bytes);
-                }
+                Ok(bytes) => return Ok(Fetched { bytes, place: Place::Local }),
                 Err(e) => self.local_failed(inode, &e),
             }
         }
-        let fetched = self.backend.fetch(inode, key, range).await?;
-        self.reads.answered(fetched.place, fetched.bytes.len() as u64);
-        Ok(fetched.bytes)
+        Ok(self.backend.fetch(inode, key, range).await?)
     }
 
     /// A disk that fails must not fail reads: others have the bytes too.
