@@ -10,6 +10,7 @@ mod disk;
 mod install;
 mod keys;
 mod larder;
+mod metrics;
 mod modes;
 mod origin_trouble;
 mod readme;
@@ -81,6 +82,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "a_passthrough_mount_reads_local_files_in_the_kernel",
         modes::a_passthrough_mount_reads_local_files_in_the_kernel,
+    )
+    .within(LONG),
+    Test::new(
+        "prometheus_scrapes_all_daemons_and_every_panel_has_data",
+        metrics::prometheus_scrapes_all_daemons_and_every_panel_has_data,
     )
     .within(LONG),
     Test::new(

@@ -19,7 +19,7 @@ struct Pin {
 }
 
 /// The groups of `debian.lock`.
-const GROUPS: [&str; 4] = ["host", "image", "busybox", "training"];
+const GROUPS: [&str; 5] = ["host", "image", "busybox", "training", "prometheus"];
 const TRIES: u32 = 3;
 
 /// What `debian.lock` says.
