@@ -1,7 +1,7 @@
 # Everything is done by cargo and two programs of ours (crates/xtask, e2e); this file only names the ways in.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check fmt lint unit generated test bench demo demo-down cluster shell images crds manifests tools clean
+.PHONY: help check fmt lint unit generated test bench demo demo-down cluster shell images crds manifests metrics tools clean
 
 export GOTOOLCHAIN := local
 # Build artefacts and tools live outside of the clone only where they are expensive to make again.
@@ -25,6 +25,7 @@ generated: $(LAB)
 	$(XTASK) deny
 	$(XTASK) crds --check
 	$(XTASK) manifests --check
+	$(XTASK) metrics --check
 
 unit:
 	$(CARGO) test --release --workspace --locked
@@ -58,6 +59,9 @@ crds: ## write crds/ from crates/api
 
 manifests: ## render manifests/ from charts/larder
 	$(XTASK) manifests
+
+metrics: ## write the lists of docs/metrics.md from what the daemons register
+	$(XTASK) metrics
 
 tools: $(LAB) ## install the pinned tools of the cluster under ~/.cache/larder
 	$(LAB) tools

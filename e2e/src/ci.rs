@@ -124,10 +124,11 @@ const SOURCES: [Check; 2] = [
 ];
 
 /// With everything compiled.
-const BUILT: [Check; 4] = [
+const BUILT: [Check; 5] = [
     ("dependencies", XTASK, &["deny"]),
     ("crds_are_fresh", XTASK, &["crds", "--check"]),
     ("manifests_are_fresh", XTASK, &["manifests", "--check"]),
+    ("metrics_are_documented", XTASK, &["metrics", "--check"]),
     (UNIT, CARGO, &["test", "--release", "--workspace", "--all-targets", "--locked", "--no-fail-fast", "--", "--show-output"]),
 ];
 

@@ -6,7 +6,8 @@
 //!  ├─ 10.89.0.11  node 1, pods 10.89.11.0/24             (a namespace per node: network, mounts, host name)
 //!  ├─ 10.89.0.12  node 2, pods 10.89.12.0/24
 //!  ├─ 10.89.0.200 s3.lab.internal                        (see `crate::s3`)
-//!  └─ 10.89.0.201 registry.example                       (see `crate::registry`; only where a test needs it)
+//!  ├─ 10.89.0.201 registry.example                       (see `crate::registry`; only where a test needs it)
+//!  └─ 10.89.0.202 Prometheus                             (see `crate::prometheus`; the same)
 //!     services    10.90.0.0/16
 //! ```
 //!

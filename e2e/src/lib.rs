@@ -5,6 +5,7 @@
 //!      ── capsule    namespaces in which everything runs, and nothing stays
 //!      └─ lab ┬ cluster   etcd … kubelets; kubectl, helm, exec, waiting
 //!             ├ registry  where users push images and nodes pull them
+//!             ├ prometheus  scrapes Larder, for the test of its metrics
 //!             ├ s3        the origin: an S3 server with TLS and a log of every byte it sent
 //!             └ dataset   files to serve, with a manifest of their digests
 //!         suite ── scenarios   functions `fn(&Lab) -> anyhow::Result<()>`
@@ -19,6 +20,7 @@ pub mod ci;
 pub mod cluster;
 pub mod commands;
 pub mod dataset;
+mod http;
 pub mod images;
 pub mod lab;
 pub mod lanes;
@@ -26,6 +28,7 @@ pub mod outside;
 pub mod pki;
 pub mod process;
 pub mod product;
+pub mod prometheus;
 pub mod readme;
 pub mod registry;
 pub mod report;

@@ -20,7 +20,15 @@ pub struct Block {
 /// # Errors
 /// It cannot be read.
 pub fn blocks() -> Result<Vec<Block>> {
-    let path = repository().join("README.md");
+    blocks_of("README.md")
+}
+
+/// The same of another document of this repository.
+///
+/// # Errors
+/// It cannot be read.
+pub fn blocks_of(document: &str) -> Result<Vec<Block>> {
+    let path = repository().join(document);
     Ok(parse(&std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?))
 }
 

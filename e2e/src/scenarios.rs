@@ -11,6 +11,7 @@ mod disk;
 mod install;
 mod keys;
 mod larder;
+mod metrics;
 mod modes;
 mod origin_trouble;
 mod readme;
@@ -87,6 +88,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "what_others_read_with_finds_every_byte_and_complains_of_nothing",
         clients::what_others_read_with_finds_every_byte_and_complains_of_nothing,
+    )
+    .within(LONG),
+    Test::new(
+        "prometheus_scrapes_all_daemons_and_every_panel_has_data",
+        metrics::prometheus_scrapes_all_daemons_and_every_panel_has_data,
     )
     .within(LONG),
     Test::new(

@@ -206,6 +206,11 @@ impl Tools {
         self.debian.folder(&self.cache, "busybox").join("bin/busybox")
     }
 
+    /// Prometheus.
+    pub fn prometheus(&self) -> PathBuf {
+        self.debian.folder(&self.cache, "prometheus").join("usr/bin/prometheus")
+    }
+
     /// The unpacked Debian packages of the training image: Python and numpy with all they load.
     pub fn training_root(&self) -> PathBuf {
         self.debian.folder(&self.cache, "training")

@@ -36,3 +36,9 @@ mod server;
 mod state;
 
 pub use server::{Args, run, run_with};
+
+/// What the node plugin shows at `/metrics`, for its documentation.
+#[must_use]
+pub fn exposition() -> larder_telemetry::Exposition {
+    larder_telemetry::Exposition::default().with(metrics::Metrics::register)
+}

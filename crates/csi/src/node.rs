@@ -30,7 +30,11 @@ use larder_proto::csi::v1::{
     volume_usage::Unit,
 };
 use locks::Locks;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tonic::{Request, Response, Status};
 
 /// The kubelet asks for the statistics of all volumes in turn and waits for each.
@@ -62,6 +66,20 @@ impl Plugin {
     }
 }
 
+/// A call of the kubelet that is under way.
+struct Call<'a> {
+    method: &'static str,
+    volume: &'a str,
+    path: &'a str,
+    began: Instant,
+}
+
+impl<'a> Call<'a> {
+    fn begin(method: &'static str, volume: &'a str, path: &'a str) -> Self {
+        Self { method, volume, path, began: Instant::now() }
+    }
+}
+
 /// The service; clones share the plugin.
 #[derive(Clone)]
 pub(crate) struct Node(Arc<Plugin>);
@@ -72,15 +90,11 @@ impl Node {
     }
 
     /// Logs and counts how a call ended. Never the request: its maps may hold tokens.
-    fn ended<T>(
-        &self,
-        method: &'static str,
-        volume: &str,
-        path: &str,
-        result: Result<T, NodeError>,
-    ) -> Result<Response<T>, Status> {
+    fn ended<T>(&self, call: &Call<'_>, result: Result<T, NodeError>) -> Result<Response<T>, Status> {
+        let Call { method, volume, path, began } = *call;
         let code = result.as_ref().map_or_else(NodeError::code, |_| tonic::Code::Ok);
-        self.0.metrics.call(method, code);
+        self.0.metrics.call(method, code, began.elapsed());
+        self.0.metrics.published.set(self.0.state.targets());
         match result {
             Ok(reply) => {
                 tracing::debug!(method, volume, path, "done");
@@ -122,11 +136,12 @@ impl node_server::Node for Node {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let (volume, path) = (request.volume_id.clone(), request.target_path.clone());
+        let call = Call::begin("NodePublishVolume", &volume, &path);
         let result = match validate::publish(&self.0.layout, &request) {
             Ok(publish) => error::joined(tokio::spawn(Arc::clone(&self.0).publish(publish)).await),
             Err(e) => Err(e),
         };
-        self.ended("NodePublishVolume", &volume, &path, result.map(|()| NodePublishVolumeResponse {}))
+        self.ended(&call, result.map(|()| NodePublishVolumeResponse {}))
     }
 
     async fn node_unpublish_volume(
@@ -134,11 +149,12 @@ impl node_server::Node for Node {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
+        let call = Call::begin("NodeUnpublishVolume", &volume_id, &target_path);
         let result = match validate::unpublish(&self.0.layout, &volume_id, &target_path) {
             Ok(target) => error::joined(tokio::spawn(Arc::clone(&self.0).unpublish(target)).await),
             Err(e) => Err(e),
         };
-        self.ended("NodeUnpublishVolume", &volume_id, &target_path, result.map(|()| NodeUnpublishVolumeResponse {}))
+        self.ended(&call, result.map(|()| NodeUnpublishVolumeResponse {}))
     }
 
     async fn node_get_volume_stats(
@@ -146,6 +162,7 @@ impl node_server::Node for Node {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let NodeGetVolumeStatsRequest { volume_id, volume_path, .. } = request.into_inner();
+        let call = Call::begin("NodeGetVolumeStats", &volume_id, &volume_path);
         let result = self.0.stats(&volume_id, &volume_path).await.map(|usage| {
             // A snapshot is as full as it can be.
             let entry = |total: u64, unit: Unit| {
@@ -155,7 +172,7 @@ impl node_server::Node for Node {
             let usage = vec![entry(usage.bytes, Unit::Bytes), entry(usage.inodes, Unit::Inodes)];
             NodeGetVolumeStatsResponse { usage, volume_condition: None }
         });
-        self.ended("NodeGetVolumeStats", &volume_id, &volume_path, result)
+        self.ended(&call, result)
     }
 
     async fn node_get_capabilities(

@@ -22,8 +22,7 @@ use larder_proto::{
     csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
     pluginregistration::v1::registration_server::RegistrationServer,
 };
-use larder_telemetry::{Health, serve_admin};
-use prometheus_client::registry::Registry;
+use larder_telemetry::{Exposition, Health, serve_admin};
 use std::{
     fs::{self, Permissions},
     io,
@@ -86,7 +85,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     let host = Host::new(&args.host_root, &args.run_dir, &args.tiers)?;
     let layout = Layout::new(&args.kubelet_dir);
-    let mut registry = Registry::default();
+    let mut exposition = Exposition::default();
     let mounter = Mounter::new(&names::mounter_socket(&host.inside(&args.run_dir)));
     let permits = args.trust.issuer().map(|issuer| {
         let bundle = larder_members::bundle(client.clone(), &args.namespace);
@@ -99,7 +98,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         mounter,
         permits,
         prober: Prober::default(),
-        metrics: Metrics::register(&mut registry),
+        metrics: Metrics::register(&mut exposition),
         locks: Default::default(),
         layout: layout.clone(),
     });
@@ -109,6 +108,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         // Nobody but root may look for the superblocks.
         fs::set_permissions(starting.layout.plugin(), Permissions::from_mode(0o700)).context("close the driver's folder")?;
         reconcile(&starting).context("compare records with the mount table")?;
+        starting.metrics.published.set(starting.state.targets());
         mount::ensure_shroud(&starting.layout).context("make the shroud")
     })
     .await??;
@@ -133,7 +133,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         backing_files.await;
         Ok(())
     });
-    let admin = serve_admin(args.admin_addr, health, registry, shutdown.clone());
+    let admin = serve_admin(args.admin_addr, health, exposition, shutdown.clone());
     tasks.spawn(async move { admin.await.context("serve admin endpoints") });
     let keep = host.keep_prepared(shutdown.clone());
     tasks.spawn(async move {

@@ -100,6 +100,11 @@ impl State {
         self.records.lock().values().cloned().collect()
     }
 
+    /// How many targets there are, of all records.
+    pub(crate) fn targets(&self) -> i64 {
+        self.records.lock().values().map(|record| record.targets.len() as i64).sum()
+    }
+
     pub(crate) fn by_target(&self, target: &Path) -> Option<Record> {
         self.records.lock().values().find(|r| r.targets.contains(target)).cloned()
     }

@@ -1,11 +1,9 @@
 //! Counters of what reaches the mounter. What the page cache answers never gets here.
 
 use larder_fuse::protocol::mounter::Reads;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use larder_telemetry::{Durations, Exposition, labels};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use std::time::Duration;
 
 use crate::backend::Place;
 
@@ -13,22 +11,19 @@ use crate::backend::Place;
 pub const REQUESTED_BYTES: &str = "larder_mounter_requested_bytes";
 /// Bytes answered, by `source`: `local`, `peer` or `origin`.
 pub const READ_BYTES: &str = "larder_mounter_read_bytes";
+/// How long that took, by `source`.
+pub const READ_DURATION: &str = "larder_mounter_read_duration_seconds";
 /// Reads answered with an error.
 pub const READ_FAILURES: &str = "larder_mounter_read_failures";
 /// Superblocks that are served now.
 pub const MOUNTS: &str = "larder_mounter_mounts";
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByMount {
-    dataset_uid: String,
-    identity: String,
+labels! {
+    struct ByMount { dataset_uid: String, identity: String }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BySource {
-    dataset_uid: String,
-    identity: String,
-    source: &'static str,
+labels! {
+    struct BySource { dataset_uid: String, identity: String, source: &'static str }
 }
 
 /// Values of the label `source`.
@@ -39,6 +34,7 @@ const SOURCES: [&str; 3] = ["local", "peer", "origin"];
 pub struct Metrics {
     requested: Family<ByMount, Counter>,
     read: Family<BySource, Counter>,
+    took: Family<BySource, Durations>,
     failures: Family<ByMount, Counter>,
     /// Superblocks that are served now.
     pub mounts: Gauge,
@@ -47,12 +43,13 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the series known to the admin server.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(exposition: &mut Exposition) -> Self {
         let m = Self::default();
-        registry.register(REQUESTED_BYTES, "Bytes asked of the mounter", m.requested.clone());
-        registry.register(READ_BYTES, "Bytes answered by the mounter, by where they were", m.read.clone());
-        registry.register(READ_FAILURES, "Reads answered with an error", m.failures.clone());
-        registry.register(MOUNTS, "Superblocks served now", m.mounts.clone());
+        exposition.family(REQUESTED_BYTES, "Bytes asked of the mounter", m.requested.clone());
+        exposition.family(READ_BYTES, "Bytes answered by the mounter, by where they were", m.read.clone());
+        exposition.family(READ_DURATION, "From a read's arrival at the mounter to its answer", m.took.clone());
+        exposition.family(READ_FAILURES, "Reads answered with an error", m.failures.clone());
+        exposition.single(MOUNTS, "Superblocks served now", m.mounts.clone());
         m
     }
 
@@ -64,6 +61,7 @@ impl Metrics {
         for source in SOURCES {
             let labels = BySource { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned(), source };
             self.read.remove(&labels);
+            self.took.remove(&labels);
         }
     }
 
@@ -73,7 +71,7 @@ impl Metrics {
         let mount = ByMount { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned() };
         let source = |source| {
             let labels = BySource { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned(), source };
-            self.read.get_or_create_owned(&labels)
+            Answers { bytes: self.read.get_or_create_owned(&labels), took: self.took.get_or_create_owned(&labels) }
         };
         ReadCounters {
             requested: self.requested.get_or_create_owned(&mount),
@@ -85,14 +83,27 @@ impl Metrics {
     }
 }
 
+/// What the mounter shows at `/metrics`, for its documentation.
+#[must_use]
+pub fn exposition() -> Exposition {
+    Exposition::default().with(Metrics::register)
+}
+
 /// Counters of one mount identity.
 #[derive(Clone, Debug, Default)]
 pub struct ReadCounters {
     requested: Counter,
-    local: Counter,
-    peer: Counter,
-    origin: Counter,
+    local: Answers,
+    peer: Answers,
+    origin: Answers,
     failed: Counter,
+}
+
+/// Those from one place.
+#[derive(Clone, Debug, Default)]
+struct Answers {
+    bytes: Counter,
+    took: Durations,
 }
 
 impl ReadCounters {
@@ -100,13 +111,14 @@ impl ReadCounters {
         self.requested.inc_by(bytes);
     }
 
-    pub(crate) fn answered(&self, place: Place, bytes: u64) {
-        match place {
+    pub(crate) fn answered(&self, place: Place, bytes: usize, took: Duration) {
+        let answers = match place {
             Place::Local => &self.local,
             Place::Peer => &self.peer,
             Place::Origin => &self.origin,
-        }
-        .inc_by(bytes);
+        };
+        answers.bytes.inc_by(bytes as u64);
+        answers.took.observe(took);
     }
 
     pub(crate) fn failed(&self) {
@@ -118,9 +130,9 @@ impl ReadCounters {
     pub fn read(&self) -> Reads {
         Reads {
             requested_bytes: self.requested.get(),
-            local_bytes: self.local.get(),
-            peer_bytes: self.peer.get(),
-            origin_bytes: self.origin.get(),
+            local_bytes: self.local.bytes.get(),
+            peer_bytes: self.peer.bytes.get(),
+            origin_bytes: self.origin.bytes.get(),
             failed: self.failed.get(),
         }
     }
@@ -132,19 +144,20 @@ mod tests {
 
     #[test]
     fn a_mount_that_comes_again_goes_on_counting() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
-        metrics.reads("u", "i").answered(Place::Origin, 5);
-        metrics.reads("u", "i").answered(Place::Origin, 2);
-        metrics.reads("u", "other").answered(Place::Origin, 1);
+        let mut exposition = Exposition::default();
+        let metrics = Metrics::register(&mut exposition);
+        let took = Duration::from_millis(1);
+        metrics.reads("u", "i").answered(Place::Origin, 5, took);
+        metrics.reads("u", "i").answered(Place::Origin, 2, took);
+        metrics.reads("u", "other").answered(Place::Origin, 1, took);
         assert_eq!(metrics.reads("u", "i").read().origin_bytes, 7);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let text = exposition.text().unwrap();
+        let count = r#"larder_mounter_read_duration_seconds_count{dataset_uid="u",identity="i",source="origin"} 2"#;
+        assert!(text.contains(count), "{text}");
         assert!(text.contains(r#"larder_mounter_read_bytes_total{dataset_uid="u",identity="i",source="origin"} 7"#), "{text}");
 
         metrics.forget("u", "i");
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let text = exposition.text().unwrap();
         assert!(!text.contains(r#"identity="i""#) && text.contains(r#"identity="other""#), "{text}");
     }
 }

@@ -19,11 +19,10 @@ use larder_core::names;
 use larder_fuse::fdpass::Listener;
 use larder_members::Watch;
 use larder_peer::Options;
-use larder_telemetry::{Health, Page, serve_admin_with};
+use larder_telemetry::{Exposition, Health, Page, serve_admin_with};
 use larder_trust::Tokens;
 use mounts::Mounts;
 pub use page::{MountPage, NodePage};
-use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -86,8 +85,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// As [`run`].
 pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     let open_files = open_files(args.open_files);
-    let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
+    let mut exposition = Exposition::default();
+    let metrics = Metrics::register(&mut exposition);
     let (security, enrolment) = args.trust.security(|| larder_members::bundle(client.clone(), &args.namespace), None);
     let mut background = JoinSet::new();
     if let Some(enrolment) = enrolment {
@@ -118,7 +117,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         waiting.set_waits_for(None);
     });
     let admin =
-        tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), registry, vec![("/mounts", page)], stopped.clone()));
+        tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
     health.set_ready(true);
     tracing::info!(node = args.node, open_files, "mounter is ready");
 

@@ -24,10 +24,15 @@ pub use settings::Args;
 
 use anyhow::{Context as _, bail};
 use authority::Keeper;
-use larder_telemetry::Health;
+use larder_telemetry::{Exposition, Health};
 use larder_trust::Security;
-use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
+
+/// What the operator shows at `/metrics`, for its documentation.
+#[must_use]
+pub fn exposition() -> Exposition {
+    Exposition::default().with(controllers::cache_dataset::Metrics::register)
+}
 
 /// Runs the operator until `shutdown`.
 ///
@@ -37,13 +42,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let settings = args.resolve()?;
     let client = kube::Client::try_default().await.context("make a Kubernetes client")?;
     let health = Health::default();
-    let mut registry = Registry::default();
-    let metrics = controllers::cache_dataset::Metrics::register(&mut registry);
+    let mut exposition = Exposition::default();
+    let metrics = controllers::cache_dataset::Metrics::register(&mut exposition);
     tracing::info!(namespace = settings.namespace, image = settings.image, tiers = ?settings.tiers, "operator starts");
 
     let keeper = (!args.plain).then(|| Keeper::start(&client, &settings));
     // Whoever ends first takes the others along.
-    let admin = larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone());
+    let admin = larder_telemetry::serve_admin(args.admin_addr, health.clone(), exposition, shutdown.clone());
     let issuing = async {
         match &keeper {
             Some(keeper) => keeper.serve(args.authority_addr, shutdown.clone()).await,

@@ -1,8 +1,8 @@
 //! The admin server of a daemon: `/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (OpenMetrics text),
 //! and what else it has to tell, as JSON.
 
+use crate::metrics::Exposition;
 use axum::{Json, Router, extract, http::StatusCode, response::IntoResponse, routing::get};
-use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
     sync::{
@@ -60,10 +60,10 @@ pub type Page = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 pub async fn serve_admin(
     addr: SocketAddr,
     health: Health,
-    registry: Registry,
+    exposition: Exposition,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
-    serve_admin_with(addr, health, registry, Vec::new(), shutdown).await
+    serve_admin_with(addr, health, exposition, Vec::new(), shutdown).await
 }
 
 /// As [`serve_admin`], with pages of the daemon's own, by path.
@@ -73,24 +73,24 @@ pub async fn serve_admin(
 pub async fn serve_admin_with(
     addr: SocketAddr,
     health: Health,
-    registry: Registry,
+    exposition: Exposition,
     pages: Vec<(&'static str, Page)>,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
     let wrap = |source| AdminError { addr, source };
     let listener = tokio::net::TcpListener::bind(addr).await.map_err(wrap)?;
-    let router = pages.into_iter().fold(router(health, registry), |router, (path, page)| {
+    let router = pages.into_iter().fold(router(health, exposition), |router, (path, page)| {
         router.route(path, get(move || std::future::ready(Json(page()))))
     });
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(wrap)
 }
 
-fn router(health: Health, registry: Registry) -> Router {
+fn router(health: Health, exposition: Exposition) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(health)
-        .route("/metrics", get(metrics).with_state(Arc::new(registry)))
+        .route("/metrics", get(metrics).with_state(Arc::new(exposition)))
 }
 
 async fn readyz(extract::State(health): extract::State<Health>) -> (StatusCode, String) {
@@ -101,11 +101,10 @@ async fn readyz(extract::State(health): extract::State<Health>) -> (StatusCode, 
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready{why}\n"))
 }
 
-async fn metrics(extract::State(registry): extract::State<Arc<Registry>>) -> impl IntoResponse {
-    let mut text = String::new();
-    let status = match prometheus_client::encoding::text::encode(&mut text, &registry) {
-        Ok(()) => StatusCode::OK,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+async fn metrics(extract::State(exposition): extract::State<Arc<Exposition>>) -> impl IntoResponse {
+    let (status, text) = match exposition.text() {
+        Ok(text) => (StatusCode::OK, text),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
     };
     (status, [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

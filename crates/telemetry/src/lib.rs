@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod metrics;
 
 pub use admin::{Health, Page, serve_admin, serve_admin_with};
+pub use metrics::{Durations, Exposition};
 
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};

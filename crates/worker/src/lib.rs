@@ -134,10 +134,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         tracing::warn!(%error, "raise the limit of open files; going on with few");
     }
     let health = Health::default();
-    let mut registry = prometheus_client::registry::Registry::default();
-    let metrics = metrics::Metrics::register(&mut registry);
+    let mut exposition = metrics::of_dataset(&args.dataset_uid);
+    let metrics = metrics::Metrics::register(&mut exposition);
     // First of all: taking over a large folder takes long, and the process is alive meanwhile.
-    let admin = tokio::spawn(larder_telemetry::serve_admin(args.admin_addr, health.clone(), registry, shutdown.clone()));
+    let admin = tokio::spawn(larder_telemetry::serve_admin(args.admin_addr, health.clone(), exposition, shutdown.clone()));
 
     let client = kube::Client::try_default().await.context("find the API server")?;
     let (security, enrolment) =

@@ -205,15 +205,17 @@ pub(crate) fn fetcher(
             }
             copies::at_origin(&worker, at.key, &range);
             let _turn = turn(&worker, lane, at.key, &range).await;
+            let began = Instant::now();
             let read = async {
                 let origin = worker.connections.now()?.origin_of(&at.origin)?;
                 origin.read_range(&at.path, &at.version, range).await
             };
-            // Told here: a reader may have gone away before it ends.
-            let tell = |e: &OriginError| worker.report.set(Topic::Read, Some(origin_problem(e)));
-            read.await.inspect_err(|e| {
+            let read = read.await.inspect(|_| worker.metrics.origin_read(began.elapsed()));
+            read.inspect_err(|e| {
+                worker.metrics.origin_failed("read", e);
+                // Told here: a reader may have gone away before it ends.
                 if lane == Lane::Reader {
-                    tell(e)
+                    worker.report.set(Topic::Read, Some(origin_problem(e)));
                 }
             })
         })

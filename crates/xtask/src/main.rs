@@ -4,6 +4,7 @@ mod crds;
 mod deny;
 mod images;
 mod manifests;
+mod metrics;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +21,8 @@ enum Task {
     Crds(crds::Args),
     /// Render manifests/ from charts/larder
     Manifests(manifests::Args),
+    /// Write the lists of docs/metrics.md from what the daemons register
+    Metrics(metrics::Args),
     /// Check bans, licences and sources of dependencies against deny.toml
     Deny,
     /// Make the image as an OCI archive, without a container engine
@@ -30,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Crds(args) => crds::run(&args),
         Task::Manifests(args) => manifests::run(&args),
+        Task::Metrics(args) => metrics::run(&args),
         Task::Deny => deny::run(),
         Task::Images(args) => images::run(&args),
     }

@@ -88,7 +88,7 @@ fn helm_output(helm: &Path, args: &[&str]) -> Result<String> {
 }
 
 /// The root of the checkout.
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -107,7 +107,7 @@ pub fn put(path: &Path, text: &str, check: bool) -> Result<()> {
             .position(|(a, b)| a != b)
             .map_or(first.lines().count().min(text.lines().count()), |n| n)
             + 1;
-        bail!("{shown} is stale, first at line {line}; run `make crds manifests`");
+        bail!("{shown} is stale, first at line {line}; run `make crds manifests metrics`");
     }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("make the folder of {shown}"))?;

@@ -1,15 +1,16 @@
 //! The API server over plain HTTP, through a `kubectl proxy` in the same capsule.
 //!
 //! Waiting means asking again and again; starting kubectl each time would take a tenth of a second of CPU, this takes a
-//! millisecond. HTTP/1.0, so that every answer ends with the connection and is never chunked.
+//! millisecond.
 
-use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+
+use crate::http::exchange;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -67,20 +68,9 @@ impl Api {
     }
 
     fn request(&self, method: &str, path: &str, content: &str, body: &str) -> Result<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.socket).context("connect to the API server's proxy")?;
+        let stream = UnixStream::connect(&self.socket).context("connect to the API server's proxy")?;
         stream.set_read_timeout(Some(TIMEOUT)).context("set a time limit")?;
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\nContent-Type: {content}\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).context("write a request")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).context("read an answer")?;
-        let answer = String::from_utf8(answer).context("read an answer as text")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("find the end of the answer's head")?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("find the answer's status")?;
-        Ok((status, body.to_owned()))
+        exchange(stream, method, path, content, body)
     }
 }
 

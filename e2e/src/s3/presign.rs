@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest as _, Sha256};
 
 use super::{ACCESS_KEY, REGION, SECRET_KEY};
+use crate::http::encoded as encode;
 
 /// Path and query of a request that is valid for an hour from now.
 pub(super) fn target(method: &str, host: &str, path: &str) -> String {
@@ -43,16 +44,6 @@ fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn encode(text: &str, keep_slash: bool) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            b'/' if keep_slash => "/".to_owned(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 /// `20130524` and `000000`.

@@ -49,6 +49,7 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
             "tiers[1].name=spare".to_owned(),
             format!("tiers[1].hostPath={SPARE_TIER}"),
             format!("kubeletDir={}", cluster.kubelet_dir()),
+            "grafana.dashboard.enabled=true".to_owned(),
         ]
         .join(",");
         let chart = product::chart();

@@ -19,7 +19,7 @@ struct Pin {
 }
 
 /// The groups of `debian.lock`.
-const GROUPS: [&str; 5] = ["host", "image", "busybox", "training", CLIENTS];
+const GROUPS: [&str; 6] = ["host", "image", "busybox", "training", "prometheus", CLIENTS];
 /// The group that only some tests need.
 pub(super) const CLIENTS: &str = "clients";
 const TRIES: u32 = 3;

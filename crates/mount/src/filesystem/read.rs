@@ -1,7 +1,7 @@
 //! Reads: from an open local file at once, from elsewhere in a task.
 
 use crate::{
-    backend::{Backend, Place, check},
+    backend::{Backend, Fetched, Place, check},
     error::FsError,
     metrics::ReadCounters,
 };
@@ -65,7 +65,7 @@ impl<B: Backend> Reader<B> {
 
     /// Answers a read of the file at `index`; `file_size` is the catalog's.
     pub(super) fn read(&self, catalog: &Catalog<File>, index: u64, file_size: u64, offset: u64, size: u32, reply: ReplyData) {
-        let inode = index + 1;
+        let (began, inode) = (Instant::now(), index + 1);
         let range = offset.min(file_size)..offset.saturating_add(size.into()).min(file_size);
         if range.is_empty() {
             return reply.data(&[]);
@@ -77,7 +77,7 @@ impl<B: Backend> Reader<B> {
             Some(file) => {
                 match BUFFER.with_borrow_mut(|buffer| read_into(buffer, &file, file_size, &range).map(|()| buffer.len())) {
                     Ok(len) => {
-                        shared.reads.answered(Place::Local, len as u64);
+                        shared.reads.answered(Place::Local, len, began.elapsed());
                         return BUFFER.with_borrow(|buffer| reply.data(buffer));
                     }
                     Err(e) => {
@@ -94,10 +94,13 @@ impl<B: Backend> Reader<B> {
                 return reply.error(FsError::from(e).handled(&shared.identity, "read", inode));
             }
         };
-        let (shared, until) = (Arc::clone(shared), Instant::now() + WHOLE);
+        let (shared, until) = (Arc::clone(shared), began + WHOLE);
         self.runtime.spawn(async move {
             match shared.load(inode, file_size, key, range, until).await {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(Fetched { bytes, place }) => {
+                    shared.reads.answered(place, bytes.len(), began.elapsed());
+                    reply.data(&bytes);
+                }
                 Err(e) => {
                     shared.reads.failed();
                     reply.error(e.handled(&shared.identity, "read", inode));
@@ -120,7 +123,7 @@ impl<B: Backend> Shared<B> {
         key: ObjectKey,
         range: Range<u64>,
         until: Instant,
-    ) -> Result<Bytes, FsError> {
+    ) -> Result<Fetched, FsError> {
         if let Some(file) = self.backend.find_file(inode).await {
             let _place = place(&self.local_places, until).await?;
             let wanted = range.clone();
@@ -130,17 +133,12 @@ impl<B: Backend> Shared<B> {
                 Ok(Bytes::from(buffer))
             });
             match read.await? {
-                Ok(bytes) => {
-                    self.reads.answered(Place::Local, bytes.len() as u64);
-                    return Ok(bytes);
-                }
+                Ok(bytes) => return Ok(Fetched { bytes, place: Place::Local }),
                 Err(e) => self.local_failed(inode, &e),
             }
         }
         let _place = place(&self.places, until).await?;
-        let fetched = self.backend.fetch(inode, key, range, until).await?;
-        self.reads.answered(fetched.place, fetched.bytes.len() as u64);
-        Ok(fetched.bytes)
+        Ok(self.backend.fetch(inode, key, range, until).await?)
     }
 
     /// A disk that fails must not fail reads: others have the bytes too.
@@ -209,7 +207,7 @@ mod tests {
         let Err(FsError::Read(ReadError::Exhausted { waited, .. })) = load(2).await else { panic!("there is no such file") };
         assert!(waited <= Duration::from_millis(100), "{waited:?}");
         let _all = shared.places.acquire_many(IN_FLIGHT as u32).await.unwrap();
-        assert_eq!(load(1).await.unwrap(), "ab");
+        assert_eq!(load(1).await.unwrap().bytes, "ab");
         let started = Instant::now();
         assert!(matches!(load(2).await, Err(FsError::Queue(_))));
         assert!(started.elapsed() < Duration::from_secs(10));

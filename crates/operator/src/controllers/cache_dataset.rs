@@ -9,6 +9,7 @@
 //! | [`pods`] | what a worker's pod tells: node, address, readiness, what is wrong | yes |
 //! | [`apply`] | server-side apply of what differs | |
 //! | [`workers`] | gRPC to the workers | |
+//! | [`metrics`] | what is counted, and the datasets' names by their UIDs | |
 //! | [`status`] | writes status, and an Event for each condition that changed | |
 //! | [`cleanup`] | deletion, one step after the other, before the finalizer goes | |
 
@@ -20,6 +21,7 @@ mod conditions;
 mod error;
 mod gather;
 mod members;
+mod metrics;
 mod objects;
 mod plan;
 mod pods;
@@ -32,6 +34,7 @@ mod watch;
 mod workers;
 
 pub(crate) use cleanup::uses;
+pub(crate) use metrics::Metrics;
 
 use crate::settings::Settings;
 use error::Error;
@@ -50,11 +53,10 @@ use larder_api::{CacheDataset, labels};
 use larder_telemetry::Health;
 use larder_trust::Security;
 use parking_lot::Mutex;
-use prometheus_client::{encoding::EncodeLabelSet, metrics::counter::Counter, metrics::family::Family, registry::Registry};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -89,29 +91,6 @@ impl Context {
     }
 }
 
-/// Counts reconciles.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Metrics {
-    reconciles: Family<Outcome, Counter>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    result: &'static str,
-}
-
-impl Metrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register("larder_operator_reconciles", "Reconciles of CacheDatasets by result", metrics.reconciles.clone());
-        metrics
-    }
-
-    fn count(&self, result: &'static str) {
-        self.reconciles.get_or_create(&Outcome { result }).inc();
-    }
-}
-
 /// Runs the controller until `shutdown`, then lets running reconciles end.
 pub(crate) async fn run(
     client: Client,
@@ -131,6 +110,7 @@ pub(crate) async fn run(
             return;
         },
     }
+    metrics.know(&stores.datasets);
     health.set_ready(true);
     tracing::info!(datasets = stores.datasets.len(), nodes = stores.nodes.len(), "in step with the API server");
 
@@ -185,12 +165,14 @@ async fn reconcile(dataset: Arc<CacheDataset>, context: Arc<Context>) -> Result<
         };
         tokio::time::timeout(RECONCILE_TIMEOUT, work).await.unwrap_or(Err(Error::TimedOut(RECONCILE_TIMEOUT)))
     });
+    let began = Instant::now();
     let result = work.await;
-    match &result {
-        Ok(_) => context.metrics.count("ok"),
-        Err(finalizer::Error::CleanupFailed(Error::CleanupWaits(_))) => context.metrics.count("waiting"),
-        Err(_) => context.metrics.count("error"),
-    }
+    let outcome = match &result {
+        Ok(_) => "ok",
+        Err(finalizer::Error::CleanupFailed(Error::CleanupWaits(_))) => "waiting",
+        Err(_) => "error",
+    };
+    context.metrics.count(outcome, began.elapsed());
     result
 }
 

@@ -107,7 +107,12 @@ async fn attempt(worker: &Arc<Worker>, goal: &Goal, running: &pb::Listing, tell:
     let taking = larder_snapshot::take(&*origin, worker.catalogs.folder(), &progress);
     let taken = tokio::select! {
         biased;
-        taken = taking => taken.map_err(|e| take_problem(origin.uri(), e))?,
+        taken = taking => taken.map_err(|e| {
+            if let TakeError::Origin(e) = &e {
+                worker.metrics.origin_failed("list", e);
+            }
+            take_problem(origin.uri(), e)
+        })?,
         never = tell_progress(worker, running, &progress, tell) => match never {},
     };
     let (task, digest) = (Arc::clone(worker), taken.digest.clone());

@@ -23,7 +23,7 @@ use larder_origin::{
 };
 use larder_peer::{Client, Fetched, ObjectRef, ObjectRequest, Options, ReadError, Roster};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use larder_telemetry::Exposition;
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -61,7 +61,7 @@ pub(super) struct Node {
     control: SocketAddr,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
-    registry: Option<Registry>,
+    exposition: Option<Exposition>,
     /// While it runs.
     worker: Weak<Worker>,
 }
@@ -121,7 +121,7 @@ impl Cluster {
                 control: SocketAddr::from(([127, 0, 0, 1], 0)),
                 stop: CancellationToken::new(),
                 task: None,
-                registry: None,
+                exposition: None,
                 worker: Weak::new(),
                 name,
             };
@@ -190,9 +190,9 @@ impl Cluster {
 impl Node {
     async fn start(&mut self, data: TcpListener, roster: watch::Receiver<Arc<Roster>>, peer: Options) {
         let settings = settings(&self.name, &self.dir, peer);
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
-        self.registry = Some(registry);
+        let mut exposition = Exposition::default();
+        let metrics = Metrics::register(&mut exposition);
+        self.exposition = Some(exposition);
         let opening = tokio::task::spawn_blocking(move || Worker::open(settings, roster, metrics));
         let worker = Arc::new(opening.await.unwrap().unwrap());
         self.worker = Arc::downgrade(&worker);
@@ -272,8 +272,7 @@ impl Node {
         let line = format!("{name} {value}\n");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
-            let mut text = String::new();
-            encode(&mut text, self.registry.as_ref().unwrap()).unwrap();
+            let text = self.exposition.as_ref().unwrap().text().unwrap();
             if text.contains(&line) {
                 return;
             }
