@@ -26,7 +26,10 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -86,6 +89,7 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
     checks: Checks,
     damaged: Damaged,
     scrubbed: Mutex<scrub::Progress>,
+    evicted: AtomicU64,
     /// In KiB.
     budget: Semaphore,
     background: Semaphore,
@@ -156,6 +160,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
                 checks: Checks::default(),
                 damaged: Damaged::default(),
                 scrubbed: Mutex::new(scrub::Progress::load(dir)),
+                evicted: AtomicU64::new(0),
                 budget: Semaphore::new(budget),
                 background: Semaphore::new((budget * 3 / 4).max((CHUNK >> 10) as usize)),
                 closed: CancellationToken::new(),
@@ -280,6 +285,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         Ok(())
     }
 
+    /// Files removed to make room since the folder was taken over.
+    #[must_use]
+    pub fn evicted_files(&self) -> u64 {
+        self.inner.evicted.load(Relaxed)
+    }
+
     /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
     /// it. Gives how many went.
     ///
@@ -294,6 +305,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         blocking("unlink files in", &self.inner.dir, move || {
             inner.end_dropped(&idle);
             let count = (unwanted.len() + idle.len()) as u64;
+            inner.evicted.fetch_add(count, Relaxed);
             unwanted.iter().try_for_each(|(key, size)| scan::unlink(&inner.dir, key, *size)).map(|()| count)
         })
         .await

@@ -81,7 +81,6 @@ labels! {
 pub(crate) struct Metrics {
     /// Set when the worker is there; what it knows itself is read from it when somebody asks.
     pub worker: Arc<OnceLock<Weak<Worker>>>,
-    pub evicted_files: Counter,
     origin_took: Durations,
     origin_errors: Family<OriginFailure, Counter>,
     pub served: Family<BySource, Counter>,
@@ -101,7 +100,6 @@ impl Metrics {
         for Figure { name, help, kind, .. } in FIGURES {
             exposition.describe(name, help, kind, &[]);
         }
-        exposition.single(EVICTED_FILES, "Complete files removed to make room", m.evicted_files.clone());
         exposition.single(
             ORIGIN_READ_DURATION,
             "From asking the origin for a chunk until it is here, tries included",
@@ -149,7 +147,7 @@ struct Figure {
     of: fn(&Worker) -> u64,
 }
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     Figure {
         name: CACHED_BYTES,
         help: "Bytes of complete files on this node",
@@ -173,6 +171,12 @@ const FIGURES: [Figure; 7] = [
         help: "Bytes that the dataset may take on this node",
         kind: MetricType::Gauge,
         of: |worker| worker.orders.borrow().as_ref().map_or(0, |orders| orders.quota_bytes),
+    },
+    Figure {
+        name: EVICTED_FILES,
+        help: "Files removed to make room",
+        kind: MetricType::Counter,
+        of: |worker| worker.cache.evicted_files(),
     },
     Figure {
         name: SCRUBBED_TIME,

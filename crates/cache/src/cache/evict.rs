@@ -9,7 +9,7 @@ use larder_core::{
 use std::{
     fs::{File, TryLockError},
     io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 /// Files that are in use do not go; then others are looked for, so many times.
@@ -71,6 +71,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
         if self.index.lock().forget(key).is_some() {
             self.sidecars.remove(key);
             scan::unlink(&self.dir, key, size)?;
+            self.evicted.fetch_add(1, Relaxed);
         }
         Ok(true)
     }

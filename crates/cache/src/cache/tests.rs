@@ -397,6 +397,7 @@ async fn what_is_not_kept_is_unlinked_and_frees_its_quota() {
     }
     let held = cache.open_complete(&key(1)).await.unwrap();
     assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
+    assert_eq!(cache.evicted_files(), 1);
     assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0 });
     assert_eq!(files(dir.path()).len(), 2);
     let mut bytes = [0; 10];
@@ -485,6 +486,7 @@ async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() 
         }
     }
     assert!(cache.contains(&key(1)) && !cache.contains(&key(2)) && !cache.contains(&key(3)));
+    assert_eq!(cache.evicted_files(), 2);
     let full = cache.read_range(&own(6, 10), 0..10, never).await.unwrap_err();
     assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "all are fresh or open: {full}");
     drop(held);

@@ -345,7 +345,6 @@ impl Share {
             return Ok(None);
         }
         let files = self.make_room().await?;
-        self.worker.metrics.evicted_files.inc_by(files);
         if files > 0 {
             tracing::info!(files, "removed files that are not in this node's share of the snapshot, for those that are");
         }
