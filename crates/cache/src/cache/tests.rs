@@ -1,4 +1,5 @@
 mod crash;
+mod neighbours;
 
 use super::*;
 use std::fs::File;
