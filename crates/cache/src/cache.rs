@@ -95,6 +95,7 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
     short: Semaphore,
     /// When the neighbours could be given nothing, because all files were in use.
     firm: Mutex<Option<Instant>>,
+    given: watch::Sender<()>,
     /// In KiB.
     budget: Semaphore,
     background: Semaphore,
@@ -172,6 +173,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
                 evicted: AtomicU64::new(0),
                 short: Semaphore::new(1),
                 firm: Mutex::new(None),
+                given: watch::Sender::new(()),
                 budget: Semaphore::new(budget),
                 background: Semaphore::new((budget * 3 / 4).max((CHUNK >> 10) as usize)),
                 closed: CancellationToken::new(),

@@ -41,11 +41,11 @@ pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     unmount_spare(lab)
 }
 
-/// 20 MiB for two datasets; the first one has more than that on each node, the second one less than half of it.
+/// 40 MiB for two datasets: one that takes two thirds of it, and one that comes later and has not enough in what is left.
 pub(super) fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled(lab: &Lab) -> Result<()> {
     install(lab)?;
-    // 10 GiB stay free.
-    on_gpu_nodes(lab, &format!("mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=10260m spare {SPARE_TIER}"))?;
+    // 10 GiB stay free; the last MiB is for what is not data.
+    on_gpu_nodes(lab, &format!("mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=10281m spare {SPARE_TIER}"))?;
     let create = |name, files| -> Result<(Named<'_>, Manifest)> {
         let named = Named { lab, namespace: name, name };
         let dataset = Dataset { shards: vec![1 << 20; files], small: 0, odd_names: false, ..Dataset::small(541) };
@@ -54,12 +54,11 @@ pub(super) fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled(lab
         lab.cluster.apply(&named.yaml()?.replace("name: nvme, quota", "name: spare, quota"))?;
         Ok((named, manifest))
     };
-    let (first, all) = create("first", 90)?;
-    first.wait_reason("Preloaded", "DoesNotFit", SPARE_TIER, WAIT)?;
-    let full = format!("test $(($(df --output=avail -B1 {SPARE_TIER} | tail -n1) >> 20)) -lt $((10240 + 2))");
-    lab.cluster.wait_until("full disks", WAIT, || on_gpu_nodes(lab, &full))?;
-    let (second, few) = create("second", 12)?;
+    let (first, all) = create("first", 60)?;
+    first.wait("Preloaded", WAIT)?;
+    let (second, few) = create("second", 28)?;
     heals(&second, &few)?;
+    first.wait_reason("Preloaded", "DoesNotFit", SPARE_TIER, WAIT)?;
     first.read_everywhere(&all, WAIT)?;
     for named in [&first, &second] {
         named.remove_readers(WAIT)?;

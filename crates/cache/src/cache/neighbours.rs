@@ -121,6 +121,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
         let freed = self.make_room(claim, Wanted::Neighbour);
         tracing::info!(claim, freed, "made room for other datasets of this disk");
         *self.firm.lock() = (freed == 0).then(Instant::now);
+        if freed > 0 {
+            self.given.send_replace(());
+        }
         // Before the next look: others may give what this one cannot.
         self.space.tell(&self.dir, self.tenant()).map(drop)
     }
@@ -138,6 +141,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Changes when files were given to the neighbours, also such as someone may want back.
+    #[must_use]
+    pub fn given(&self) -> watch::Receiver<()> {
+        self.inner.given.subscribe()
     }
 
     /// Bytes beyond [`Self::room`] that the neighbours would make for files of the own share. Blocks.

@@ -118,13 +118,19 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
     let mut pause = Pause::new();
     // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
     let mut progress = progress;
-    let mut damages = worker.cache.damages();
+    let (mut damages, mut given) = (worker.cache.damages(), worker.cache.given());
     loop {
         damages.mark_unchanged();
+        given.mark_unchanged();
         match attempt(&share, &progress, &goal.source, std::mem::take(&mut first)).await {
             Ok(()) => {
                 progress.end(Phase::Succeeded, None);
-                if damages.changed().await.is_err() {
+                let (damages, given) = (damages.changed(), given.changed());
+                let lost = tokio::select! {
+                    lost = damages => lost,
+                    lost = given => lost,
+                };
+                if lost.is_err() {
                     return std::future::pending().await;
                 }
                 progress = share.count_again(&progress);

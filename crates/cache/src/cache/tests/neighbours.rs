@@ -49,11 +49,21 @@ fn is_full(result: &Result<(), ReadError<Broken>>) -> bool {
     matches!(result, Err(ReadError::Cache(CacheError::DiskFull { .. })))
 }
 
+type Filling = tokio::task::JoinHandle<Result<(), ReadError<Broken>>>;
+
+async fn wanting(cache: &Cache<Broken>, object: Object) -> Filling {
+    wanting_from(cache, object, counted(&Arc::default())).await
+}
+
 /// Begins a fill that waits for its neighbour; nobody who reads the file waits with it.
-async fn wanting(cache: &Cache<Broken>, object: Object) -> tokio::task::JoinHandle<Result<(), ReadError<Broken>>> {
+async fn wanting_from(
+    cache: &Cache<Broken>,
+    object: Object,
+    fetch: impl Fn(Range<u64>) -> Fetched + Clone + Send + Sync + 'static,
+) -> Filling {
     let filling = tokio::spawn({
         let cache = cache.clone();
-        async move { fill(&cache, object).await }
+        async move { cache.fill(&object, 1, fetch).await }
     });
     while cache.usage().fill_bytes == 0 {
         tokio::task::yield_now().await;
@@ -69,8 +79,11 @@ async fn wanting(cache: &Cache<Broken>, object: Object) -> tokio::task::JoinHand
 #[tokio::test]
 async fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled() {
     let (_tier, first, second) = full_disk().await;
+    let mut given = first.given();
     let filling = wanting(&second, own(0, FILE)).await;
+    assert!(!given.has_changed().unwrap());
     assert_eq!(meet(&first), 5);
+    assert!(given.changed().now_or_never().is_some(), "who wants them back may look for room");
     filling.await.unwrap().unwrap();
     assert!(is_full(&fill(&first, own(20, FILE)).await), "what the other waits for is left to it");
     for n in 1..5 {
@@ -91,6 +104,30 @@ async fn a_read_is_not_kept_at_first_and_is_when_the_neighbour_has_made_room() {
     }
     assert!(meet(&first) > 0);
     read().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_reads_a_file_that_has_got_its_room_waits_for_its_bytes() {
+    let (_tier, first, second) = full_disk().await;
+    let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let filling = wanting_from(&second, own(0, FILE), held_up(&asked, &answer)).await;
+    meet(&first);
+    asked.notified().await;
+    let object = own(0, FILE);
+    let mut read = std::pin::pin!(second.read_range(&object, 0..9, never));
+    assert!(futures::poll!(read.as_mut()).is_pending());
+    answer.notify_one();
+    assert_eq!(read.await.unwrap().bytes, content(0..9));
+    filling.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_larger_than_the_share_takes_no_room_from_a_neighbour() {
+    let (_tier, first, second) = full_disk().await;
+    let began = Instant::now();
+    assert!(is_full(&fill(&second, own(0, DISK * 6 / 10)).await));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(meet(&first), 0);
 }
 
 #[tokio::test]
