@@ -169,6 +169,27 @@ async fn files_that_are_open_are_not_given_and_nobody_waits_for_them() {
 }
 
 #[tokio::test]
+async fn a_neighbour_gives_the_files_that_it_has_also_if_it_owes_more() {
+    let tier = tempfile::tempdir().unwrap();
+    let (first, second) = (open_beside(tier.path(), 1), open_beside(tier.path(), 2));
+    for n in 0..3 {
+        fill(&first, own(n, FILE)).await.unwrap();
+    }
+    let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let on_its_way = tokio::spawn({
+        let (first, fetch) = (first.clone(), held_up(&asked, &answer));
+        async move { first.fill(&own(9, 7 * FILE), 1, fetch).await }
+    });
+    asked.notified().await;
+    assert_eq!(meet(&first), 0);
+    let filling = wanting(&second, own(0, FILE)).await;
+    assert_eq!(meet(&first), 3);
+    filling.await.unwrap().unwrap();
+    answer.notify_one();
+    on_its_way.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_copy_takes_no_room_from_a_neighbour() {
     let (_tier, first, second) = full_disk().await;
     assert!(is_full(&fill(&second, Object { keep: Keep::Copy, ..own(0, FILE) }).await));
