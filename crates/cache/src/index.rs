@@ -37,7 +37,7 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     fill_bytes: u64,
     quota: u64,
     began: Instant,
-    pub erased: bool,
+    pub closed: bool,
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
@@ -46,7 +46,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         let entry = |size| Entry { size, keep: Keep::Own, verified: false, used: 0 };
         let complete: BTreeMap<_, _> = complete.into_iter().map(|(key, size)| (key, entry(size))).collect();
         let complete_bytes = complete.values().map(|e| e.size).sum();
-        Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, began: Instant::now(), erased: false }
+        Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, began: Instant::now(), closed: false }
     }
 
     pub fn set_quota(&mut self, quota: u64) {
