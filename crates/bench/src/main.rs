@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod cpu;
+mod daemon;
 mod data;
 mod experiment;
 mod machine;

@@ -7,7 +7,13 @@ mod mixed;
 mod pending;
 mod preload;
 
-use crate::{RunArgs, experiment::NARROW, report, stats::Ratio, subject};
+use crate::{
+    RunArgs,
+    experiment::NARROW,
+    report,
+    stats::{self, Ratio},
+    subject,
+};
 use anyhow::Context as _;
 use serde::{Serialize, Serializer};
 use std::{fs, path::PathBuf};
@@ -125,6 +131,32 @@ impl Row {
             samples: Samples::default(),
             cpu_seconds: None,
             conditions: why.into(),
+        }
+    }
+}
+
+/// A row before it is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    pub id: &'static str,
+    pub test: &'static str,
+    pub unit: &'static str,
+    pub bound: Bound,
+}
+
+impl Spec {
+    pub fn undecided(&self, why: impl Into<String>) -> Row {
+        Row::undecided(self.id, self.test, self.unit, self.bound, why)
+    }
+
+    /// From samples of both sides; `local` may be one number, the target.
+    pub fn row(&self, local: Vec<f64>, mount: Vec<f64>, conditions: String) -> Row {
+        let ratio = stats::ratio(&mount, &local);
+        Row {
+            ratio,
+            verdict: Verdict::of(ratio, self.bound),
+            samples: Samples { local, mount, control: Vec::new() },
+            ..self.undecided(conditions)
         }
     }
 }
