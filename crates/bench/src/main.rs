@@ -16,6 +16,7 @@ mod cpu;
 mod daemon;
 mod data;
 mod experiment;
+mod lab;
 mod machine;
 mod reader;
 mod report;

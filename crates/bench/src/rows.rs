@@ -4,6 +4,7 @@ mod cluster;
 mod disk;
 mod dlio;
 mod mixed;
+mod nodes;
 mod pending;
 mod preload;
 
@@ -187,7 +188,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let facts = crate::machine::describe(&run.data);
     println!("{facts}");
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, pending::run] {
+    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, nodes::run, pending::run] {
         fresh(&run)?;
         group(&run, &mut rows, &mut failures);
     }

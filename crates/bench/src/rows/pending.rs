@@ -7,13 +7,10 @@ use super::{
 
 const NO_NETWORK: &str = "not measured: no row runs workers in network namespaces yet";
 const NO_DLIO: &str = "not measured: no row runs DLIO against peers or a slow origin yet";
-const NO_CATALOG: &str = "not measured: no origin of ten million names here yet";
 const NO_CLUSTER: &str = "not measured: no row runs several workers on one machine yet";
 
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Bound, &str); 19] = [
-    ("mount-10m", "mount of a 10 M-file snapshot, from the catalog's presence, over 1 s", "s", AtMost(1.0), NO_CATALOG),
-    ("mount-10m-memory", "mounter's memory then, over 64 MiB", "MiB", AtMost(1.0), NO_CATALOG),
+const ROWS: [(&str, &str, &str, Bound, &str); 17] = [
     ("peer-shaped", "peer read over a link of 2 Gbit/s, of the link", "Mbit/s", AtLeast(0.95), NO_NETWORK),
     ("peer-cpu-tls", "CPU seconds per GiB with TLS, over a bare hyper+rustls pair", "CPU s/GiB", AtMost(1.15), NO_NETWORK),
     ("peer-cpu-plain", "CPU seconds per GiB with TLS, over a plain hyper pair", "CPU s/GiB", AtMost(1.3), NO_NETWORK),
