@@ -12,6 +12,7 @@
 //! It says what is, and judges nothing: a target that is missed is a result. Only what could not be measured is an error.
 #![forbid(unsafe_code)]
 
+mod bare;
 mod cpu;
 mod daemon;
 mod data;
@@ -41,6 +42,9 @@ enum Command {
     /// One pass of a reader; prints what it took as JSON
     #[command(hide = true)]
     Read(reader::Args),
+    /// A plain range server, to compare with
+    #[command(hide = true)]
+    Serve(bare::Args),
 }
 
 /// What is measured, and where.
@@ -67,6 +71,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Read(args)) => reader::run(&args),
+        Some(Command::Serve(args)) => bare::serve(args),
         None => rows::run(&cli.run),
     }
 }

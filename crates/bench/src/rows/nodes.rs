@@ -1,6 +1,7 @@
 //! Rows of several nodes: the worker and mounter processes themselves (`crate::lab`).
 
 mod catalog;
+mod peers;
 
 use super::{
     Bound::{AtLeast, AtMost},
@@ -37,8 +38,10 @@ struct Part {
     measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 1] = [
+const PARTS: [Part; 3] = [
     Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
+    Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
+    Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
 ];
 
 const WORKER: Spec =

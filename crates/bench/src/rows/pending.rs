@@ -10,11 +10,7 @@ const NO_DLIO: &str = "not measured: no row runs DLIO against peers or a slow or
 const NO_CLUSTER: &str = "not measured: no row runs several workers on one machine yet";
 
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Bound, &str); 17] = [
-    ("peer-shaped", "peer read over a link of 2 Gbit/s, of the link", "Mbit/s", AtLeast(0.95), NO_NETWORK),
-    ("peer-cpu-tls", "CPU seconds per GiB with TLS, over a bare hyper+rustls pair", "CPU s/GiB", AtMost(1.15), NO_NETWORK),
-    ("peer-cpu-plain", "CPU seconds per GiB with TLS, over a plain hyper pair", "CPU s/GiB", AtMost(1.3), NO_NETWORK),
-    ("peer-mount", "16 readers through the mount, all bytes on another node, TLS, over the bare pair", "MiB/s", AtLeast(0.80), NO_NETWORK),
+const ROWS: [(&str, &str, &str, Bound, &str); 13] = [
     ("unet-peers", "DLIO unet3d, low demand, all bytes on peers: AU minus local's", "points", AtLeast(-0.5), NO_DLIO),
     ("preload-4", "preload by 4 nodes, over a plain parallel range reader", "MiB/s", AtLeast(0.90), NO_CLUSTER),
     ("origin-once", "origin body bytes over dataset bytes, cold epoch by 4 nodes at once", "bytes", AtMost(1.001), NO_CLUSTER),
