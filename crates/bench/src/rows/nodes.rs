@@ -1,6 +1,7 @@
 //! Rows of several nodes: the worker and mounter processes themselves (`crate::lab`).
 
 mod catalog;
+mod epoch;
 mod peers;
 
 use super::{
@@ -38,10 +39,11 @@ struct Part {
     measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 3] = [
+const PARTS: [Part; 4] = [
     Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
     Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
     Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
+    Part { rows: &epoch::ROWS, heavy: true, measure: epoch::measure },
 ];
 
 const WORKER: Spec =
