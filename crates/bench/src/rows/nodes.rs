@@ -3,6 +3,7 @@
 mod catalog;
 mod epoch;
 mod peers;
+mod preload;
 
 use super::{
     Bound::{AtLeast, AtMost},
@@ -39,11 +40,12 @@ struct Part {
     measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
     Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
     Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
     Part { rows: &epoch::ROWS, heavy: true, measure: epoch::measure },
+    Part { rows: &preload::ROWS, heavy: true, measure: preload::measure },
 ];
 
 const WORKER: Spec =

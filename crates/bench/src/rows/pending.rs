@@ -10,9 +10,8 @@ const NO_DLIO: &str = "not measured: no row runs DLIO against peers or a slow or
 const NO_CLUSTER: &str = "not measured: no row runs several workers on one machine yet";
 
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Bound, &str); 12] = [
+const ROWS: [(&str, &str, &str, Bound, &str); 11] = [
     ("unet-peers", "DLIO unet3d, low demand, all bytes on peers: AU minus local's", "points", AtLeast(-0.5), NO_DLIO),
-    ("preload-4", "preload by 4 nodes, over a plain parallel range reader", "MiB/s", AtLeast(0.90), NO_CLUSTER),
     ("scale-2", "readers on 2 nodes, half of the reads from peers, over 2 x 1 node", "MiB/s", AtLeast(0.95), NO_NETWORK),
     ("scale-4", "readers on 4 nodes", "MiB/s", AtLeast(0.95), NO_NETWORK),
     ("scale-8", "readers on 8 nodes", "MiB/s", AtLeast(0.95), NO_NETWORK),
