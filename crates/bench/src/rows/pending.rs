@@ -5,12 +5,11 @@ use super::{
     Row, Run,
 };
 
-const NO_NETWORK: &str = "not measured: no row runs workers in network namespaces yet";
+const NO_NETWORK: &str = "not measured: no row runs readers on several nodes at once over shaped links yet";
 const NO_DLIO: &str = "not measured: no row runs DLIO against peers or a slow origin yet";
-const NO_CLUSTER: &str = "not measured: no row runs several workers on one machine yet";
 
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Bound, &str); 11] = [
+const ROWS: [(&str, &str, &str, Bound, &str); 9] = [
     ("unet-peers", "DLIO unet3d, low demand, all bytes on peers: AU minus local's", "points", AtLeast(-0.5), NO_DLIO),
     ("scale-2", "readers on 2 nodes, half of the reads from peers, over 2 x 1 node", "MiB/s", AtLeast(0.95), NO_NETWORK),
     ("scale-4", "readers on 4 nodes", "MiB/s", AtLeast(0.95), NO_NETWORK),
@@ -20,8 +19,6 @@ const ROWS: [(&str, &str, &str, Bound, &str); 11] = [
     ("story-epoch1", "origin limited to half of the demand: epoch 1 over the origin's pace", "MiB/s", AtLeast(0.95), NO_DLIO),
     ("story-epoch2", "the same: AU of epoch 2 over 98.5", "AU", AtLeast(1.0), NO_DLIO),
     ("scale-skewed", "the row of 8 nodes with ownership skewed on purpose, which must miss", "MiB/s", AtMost(0.95), NO_NETWORK),
-    ("memory-mounter", "peak memory of a mounter under the heaviest of these, over 128 MiB", "MiB", AtMost(1.0), NO_CLUSTER),
-    ("memory-worker", "peak memory of a worker under the heaviest of these, over 256 MiB", "MiB", AtMost(1.0), NO_CLUSTER),
 ];
 
 pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, _: &mut Vec<String>) {
