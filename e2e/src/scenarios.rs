@@ -8,6 +8,7 @@ mod damage;
 mod datasets;
 mod demo;
 mod disk;
+mod folder;
 mod install;
 mod keys;
 mod larder;
@@ -109,6 +110,8 @@ pub const ALL: &[Test] = &[
     )
     .within(LONG),
     Test::new("a_missing_disk_is_named_and_heals", bad_input::a_missing_disk_is_named_and_heals).within(LONG),
+    Test::new("a_folder_that_all_nodes_share_is_a_source_too", folder::a_folder_that_all_nodes_share_is_a_source_too)
+        .within(LONG),
     Test::new("a_full_disk_is_named_and_heals", disk::a_full_disk_is_named_and_heals).within(LONG),
     Test::new(
         "a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled",

@@ -59,6 +59,8 @@ pub mod reasons {
         pub const NO_NODES_MATCH: &str = "NoNodesMatch";
         /// The tier is not one of the administrator's.
         pub const TIER_UNKNOWN: &str = "TierUnknown";
+        /// The folder of a `file://` source lies beneath none that the administrator allows.
+        pub const FOLDER_NOT_ALLOWED: &str = "FolderNotAllowed";
         /// The Secret with credentials is missing.
         pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
         /// The Secret has no usable keys.

@@ -2,8 +2,8 @@
 
 use crate::{
     reader::{Pass, Took},
-    rows::{Bound, Row, Samples, Verdict},
-    stats::{self, median},
+    rows::{Bound, Row, Samples, Spec, Verdict},
+    stats::{self, Ratio, median},
     subject::{Bind, Larder},
 };
 use anyhow::Context as _;
@@ -45,13 +45,12 @@ impl Measure {
         }
     }
 
-    fn of(self, sample: &Sample) -> f64 {
-        let took = &sample.took;
+    fn of(self, took: &Took) -> f64 {
         match self {
             Self::MibPerSecond => took.bytes as f64 / (1u64 << 20) as f64 / took.seconds,
             Self::PerSecond => took.count as f64 / took.seconds,
             Self::Seconds => took.seconds,
-            Self::CpuPerGib => sample.cpu() / (took.bytes as f64 / (1u64 << 30) as f64),
+            Self::CpuPerGib => took.cpu / (took.bytes as f64 / (1u64 << 30) as f64),
         }
     }
 }
@@ -64,20 +63,6 @@ pub(crate) struct Line {
     pub phase: Phase,
     pub measure: Measure,
     pub bound: Bound,
-}
-
-/// One pass, cold or warm.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    took: Took,
-    /// Of the daemon.
-    daemon: f64,
-}
-
-impl Sample {
-    fn cpu(&self) -> f64 {
-        self.took.cpu + self.daemon
-    }
 }
 
 /// Passes that give some rows together.
@@ -96,16 +81,16 @@ pub(crate) struct Experiment<'a> {
 /// Samples of one subject, by phase.
 #[derive(Default)]
 struct Subject {
-    cold: Vec<Sample>,
-    warm: Vec<Sample>,
+    cold: Vec<Took>,
+    warm: Vec<Took>,
 }
 
 impl Subject {
     fn values(&self, line: &Line) -> Vec<f64> {
-        self.samples(line.phase).iter().map(|s| line.measure.of(s)).collect()
+        values(self.samples(line.phase), line.measure)
     }
 
-    fn samples(&self, phase: Phase) -> &[Sample] {
+    fn samples(&self, phase: Phase) -> &[Took] {
         match phase {
             Phase::Cold => &self.cold,
             Phase::Warm => &self.warm,
@@ -118,7 +103,7 @@ impl Experiment<'_> {
     pub fn run(&self) -> anyhow::Result<Vec<Row>> {
         let mut subjects: [Subject; 3] = Default::default();
         let roots = [self.local, self.mounted.path(), self.control.path()];
-        let (least, most) = if self.quick { (QUICK, QUICK) } else { (LEAST, MOST) };
+        let (least, most) = rounds(self.quick);
         let cold = self.lines.iter().any(|l| l.phase == Phase::Cold);
         let warm = self.lines.iter().any(|l| l.phase == Phase::Warm);
         for round in 0..most {
@@ -144,11 +129,12 @@ impl Experiment<'_> {
         Ok(self.lines.iter().map(|line| self.row(line, &subjects)).collect())
     }
 
-    fn sample(&self, pass: &Pass, root: &Path, round: usize) -> anyhow::Result<Sample> {
+    /// One pass; the CPU seconds are those of the daemon too.
+    fn sample(&self, pass: &Pass, root: &Path, round: usize) -> anyhow::Result<Took> {
         let before = self.mounted.cpu();
         let took = pass.over(root, round as u64 + 1)?;
         let daemon = if root == self.mounted.path() { self.mounted.cpu() - before } else { 0.0 };
-        Ok(Sample { took, daemon })
+        Ok(Took { cpu: took.cpu + daemon, ..took })
     }
 
     fn is_known(&self, line: &Line, [local, mounted, _]: &[Subject; 3]) -> bool {
@@ -158,7 +144,7 @@ impl Experiment<'_> {
     fn row(&self, line: &Line, [local, mounted, control]: &[Subject; 3]) -> Row {
         let (theirs, ours, null) = (local.values(line), mounted.values(line), control.values(line));
         let ratio = stats::ratio(&ours, &theirs);
-        let cpu = |s: &Subject| median(&s.samples(line.phase).iter().map(Sample::cpu).collect::<Vec<_>>());
+        let cpu = |s: &Subject| median(&s.samples(line.phase).iter().map(|s| s.cpu).collect::<Vec<_>>());
         let null_ratio = stats::ratio(&null, &theirs)
             .map(|r| format!("; null control (bind mount) {:.3} [{:.3}, {:.3}]", r.value, r.low, r.high));
         Row {
@@ -173,6 +159,58 @@ impl Experiment<'_> {
             conditions: format!("{}{}", self.conditions, null_ratio.unwrap_or_default()),
         }
     }
+}
+
+/// Repetitions, at least and at most.
+pub(crate) fn rounds(quick: bool) -> (usize, usize) {
+    if quick { (QUICK, QUICK) } else { (LEAST, MOST) }
+}
+
+/// Something plain and Larder, measured in turns.
+#[derive(Default)]
+pub(crate) struct Pair {
+    pub plain: Vec<Took>,
+    pub larder: Vec<Took>,
+}
+
+impl Pair {
+    /// Again and again, until all measures say how they compare. The order changes every round.
+    pub fn measure(
+        quick: bool,
+        measures: &[Measure],
+        mut plain: impl FnMut() -> anyhow::Result<Took>,
+        mut larder: impl FnMut() -> anyhow::Result<Took>,
+    ) -> anyhow::Result<Self> {
+        let (mut this, (least, most)) = (Self::default(), rounds(quick));
+        for round in 0..most {
+            for which in [round % 2, (round + 1) % 2] {
+                if which == 0 {
+                    this.plain.push(plain()?);
+                } else {
+                    this.larder.push(larder()?);
+                }
+            }
+            let known = |m: &Measure| this.ratio(*m).is_some_and(|r| r.uncertainty() <= NARROW);
+            if round + 1 >= least && measures.iter().all(known) {
+                break;
+            }
+        }
+        Ok(this)
+    }
+
+    fn ratio(&self, measure: Measure) -> Option<Ratio> {
+        stats::ratio(&values(&self.larder, measure), &values(&self.plain, measure))
+    }
+
+    pub fn row(&self, spec: Spec, measure: Measure, conditions: String) -> Row {
+        let cpu = [&self.plain, &self.larder].map(|took| median(&took.iter().map(|t| t.cpu).collect::<Vec<_>>()));
+        let (plain, larder) = (values(&self.plain, measure), values(&self.larder, measure));
+        Row { cpu_seconds: Some(cpu), ..spec.row(plain, larder, conditions) }
+    }
+}
+
+fn values(took: &[Took], measure: Measure) -> Vec<f64> {
+    took.iter().map(|t| measure.of(t)).collect()
 }
 
 /// Everything out of the page cache, and all names and inodes that nobody uses.

@@ -3,18 +3,22 @@
 //! ```text
 //! data: files to read ─► subject: the same files locally, through `larder mount`, and through a bind mount (null control)
 //! rows: what is compared ─► experiment: in turns, until the interval is narrow ─► reader: one pass, in a process of its own
-//!                                 └─► stats: medians, bootstrap ─► report: results.json, table, plots
+//!           │                     └─► stats: medians, bootstrap ─► report: results.json, table, plots
+//!           └─► lab: workers and mounters of several nodes ─ bare: the pair of server and client beside them
 //! ```
 //!
 //! A crate of its own and not a task of xtask or e2e: its readers are the same program for every subject and must start
-//! quickly, and xtask and e2e bring what a reader has no use for.
+//! quickly, and it plays a cluster for rows that a real one (e2e) is too large for.
 //!
 //! It says what is, and judges nothing: a target that is missed is a result. Only what could not be measured is an error.
 #![forbid(unsafe_code)]
 
+mod bare;
 mod cpu;
+mod daemon;
 mod data;
 mod experiment;
+mod lab;
 mod machine;
 mod reader;
 mod report;
@@ -39,6 +43,9 @@ enum Command {
     /// One pass of a reader; prints what it took as JSON
     #[command(hide = true)]
     Read(reader::Args),
+    /// A plain range server, to compare with
+    #[command(hide = true)]
+    Serve(bare::Args),
 }
 
 /// What is measured, and where.
@@ -65,6 +72,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Read(args)) => reader::run(&args),
+        Some(Command::Serve(args)) => bare::serve(args),
         None => rows::run(&cli.run),
     }
 }

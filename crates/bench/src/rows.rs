@@ -4,10 +4,17 @@ mod cluster;
 mod disk;
 mod dlio;
 mod mixed;
+mod nodes;
 mod pending;
 mod preload;
 
-use crate::{RunArgs, experiment::NARROW, report, stats::Ratio, subject};
+use crate::{
+    RunArgs,
+    experiment::NARROW,
+    report,
+    stats::{self, Ratio},
+    subject,
+};
 use anyhow::Context as _;
 use serde::{Serialize, Serializer};
 use std::{fs, path::PathBuf};
@@ -129,6 +136,32 @@ impl Row {
     }
 }
 
+/// A row before it is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    pub id: &'static str,
+    pub test: &'static str,
+    pub unit: &'static str,
+    pub bound: Bound,
+}
+
+impl Spec {
+    pub fn undecided(&self, why: impl Into<String>) -> Row {
+        Row::undecided(self.id, self.test, self.unit, self.bound, why)
+    }
+
+    /// From samples of both sides; `local` may be one number, the target.
+    pub fn row(&self, local: Vec<f64>, mount: Vec<f64>, conditions: String) -> Row {
+        let ratio = stats::ratio(&mount, &local);
+        Row {
+            ratio,
+            verdict: Verdict::of(ratio, self.bound),
+            samples: Samples { local, mount, control: Vec::new() },
+            ..self.undecided(conditions)
+        }
+    }
+}
+
 /// What the groups of rows share.
 pub(crate) struct Run<'a> {
     pub args: &'a RunArgs,
@@ -155,7 +188,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let facts = crate::machine::describe(&run.data);
     println!("{facts}");
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, pending::run] {
+    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, nodes::run, pending::run] {
         fresh(&run)?;
         group(&run, &mut rows, &mut failures);
     }

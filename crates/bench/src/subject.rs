@@ -1,27 +1,22 @@
 //! What is read: the files themselves, `larder mount` of them, a bind mount of them.
 
-use crate::{cpu, data::Set, reader::Took};
+use crate::{cpu, daemon::Daemon, data::Set, reader::Took};
 use anyhow::Context as _;
 use larder_fuse::mountinfo;
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 /// Longest wait for a mount with everything on disk.
 const PATIENCE: Duration = Duration::from_secs(600);
-const LOOK: Duration = Duration::from_millis(50);
 
 /// A set, mounted by `larder mount` in the foreground.
 pub(crate) struct Larder {
-    child: Child,
+    daemon: Daemon,
     at: PathBuf,
     /// From the start of the program to the mount.
     pub took: Duration,
@@ -34,20 +29,11 @@ impl Larder {
         fs::create_dir_all(&at).with_context(|| format!("make {}", at.display()))?;
         let file = describe(data, set, flags.contains(&"--preload"))?;
         let log = data.join(format!("{}.log", set.name));
-        let stderr = fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
         let started = Instant::now();
-        let child =
-            Command::new(program).arg("mount").arg(&file).arg(&at).args(flags).stdin(Stdio::null()).stderr(stderr).spawn();
-        let mut this = Self { child: child.with_context(|| format!("run {}", program.display()))?, at, took: Duration::ZERO };
-        let says = || fs::read_to_string(&log).unwrap_or_default();
-        while !says().contains("is mounted at") {
-            let ended = this.child.try_wait().context("wait for larder mount")?;
-            anyhow::ensure!(ended.is_none(), "larder mount {}: {}", set.name, says().trim());
-            anyhow::ensure!(started.elapsed() < PATIENCE, "larder mount {}: not mounted within {PATIENCE:?}", set.name);
-            std::thread::sleep(LOOK);
-        }
-        this.took = started.elapsed();
-        Ok(this)
+        let mut command = Command::new(program);
+        let command = command.arg("mount").arg(&file).arg(&at).args(flags);
+        let daemon = Daemon::start(command, &log, "is mounted at", PATIENCE)?;
+        Ok(Self { daemon, at, took: started.elapsed() })
     }
 
     /// Fetches the set into the cache; what the whole command took.
@@ -67,31 +53,16 @@ impl Larder {
     }
 
     pub fn cpu(&self) -> f64 {
-        cpu::of_process(self.child.id())
+        self.daemon.cpu()
     }
 
     pub fn peak_memory(&self) -> Option<u64> {
-        cpu::peak_memory(self.child.id())
+        self.daemon.peak_memory()
     }
 
     /// Unmounts and waits until the process has ended.
     pub fn unmount(mut self) -> anyhow::Result<()> {
-        self.stop().context("stop larder mount")
-    }
-
-    fn stop(&mut self) -> anyhow::Result<()> {
-        if self.child.try_wait()?.is_none() {
-            kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
-            self.child.wait()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Larder {
-    fn drop(&mut self) {
-        // On the way out of an error; what is left is told by the next run.
-        let _ = self.stop();
+        self.daemon.stop().context("stop larder mount")
     }
 }
 

@@ -142,8 +142,8 @@ enum Here<E: std::error::Error + Clone + Send + Sync + 'static> {
 
 /// A file that turns out to be gone or unreadable is fetched anew; more often than this means the disk is at its end.
 const TRIES: usize = 3;
-/// Longest wait for fetches to end before the folder is erased under them.
-const ERASE_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for fetches to end before the folder is left to others, or erased.
+const CLOSE_WAIT: Duration = Duration::from_secs(30);
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// Scans the folder and takes it over; one process at a time. Blocks while it scans.
@@ -257,7 +257,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let mut last = CacheError::Erased { path: self.inner.dir.clone() };
+        let mut last = CacheError::Closed { path: self.inner.dir.clone() };
         for _ in 0..TRIES {
             let read = match self.claim(object, evict::wanted(object, true)).await? {
                 Here::Complete => self.read_complete(&object.key, &range).await,
@@ -299,7 +299,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         drop(flights);
         let mut ended = fill.ended.subscribe();
         let ended = ended.wait_for(Option::is_some).await;
-        ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Erased { path: self.inner.dir.clone() }))?;
+        ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Closed { path: self.inner.dir.clone() }))?;
         Ok(())
     }
 
@@ -343,21 +343,23 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         .await
     }
 
+    /// Stops all fetches and refuses new ones, so that another process can take the folder over.
+    pub async fn close(&self) {
+        self.inner.index.lock().closed = true;
+        self.inner.closed.cancel();
+        self.inner.tasks.close();
+        if tokio::time::timeout(CLOSE_WAIT, self.inner.tasks.wait()).await.is_err() {
+            tracing::warn!(folder = %self.inner.dir.display(), "fetches still run in a cache that is closed");
+        }
+    }
+
     /// Stops all fetches, removes every byte and refuses everything from then on. Gives the bytes freed on the disk.
     ///
     /// # Errors
     /// The disk's; another call goes on.
     pub async fn erase(&self) -> Result<u64, CacheError> {
-        {
-            let mut index = self.inner.index.lock();
-            index.erased = true;
-            index.clear();
-        }
-        self.inner.closed.cancel();
-        self.inner.tasks.close();
-        if tokio::time::timeout(ERASE_WAIT, self.inner.tasks.wait()).await.is_err() {
-            tracing::warn!(folder = %self.inner.dir.display(), "fetches still run; erasing under them");
-        }
+        self.close().await;
+        self.inner.index.lock().clear();
         let dir = self.inner.dir.clone();
         blocking("erase", &dir.clone(), move || {
             let mut freed = 0;
@@ -378,8 +380,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     fn find(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
         let (inner, Object { key, size, keep }) = (&self.inner, *object);
         let mut index = inner.index.lock();
-        if index.erased {
-            return Err(CacheError::Erased { path: inner.dir.clone() });
+        if index.closed {
+            return Err(CacheError::Closed { path: inner.dir.clone() });
         }
         if keep == Keep::Own {
             index.own(&key);

@@ -39,9 +39,9 @@ pub enum CacheError {
         /// The disk's answer.
         source: Arc<io::Error>,
     },
-    /// The cache was erased.
-    #[error("{path}: the dataset was erased from this node")]
-    Erased {
+    /// The cache was closed or erased.
+    #[error("{path}: the cache of this node is closed")]
+    Closed {
         /// Folder of the cache.
         path: PathBuf,
     },
@@ -54,7 +54,7 @@ impl CacheError {
         match self {
             Self::DiskFull { .. } => true,
             Self::Disk { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-            Self::QuotaExceeded { .. } | Self::Erased { .. } => false,
+            Self::QuotaExceeded { .. } | Self::Closed { .. } => false,
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     began: Instant,
     /// Last use of any file, as that of an entry.
     used: u32,
-    pub erased: bool,
+    pub closed: bool,
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
@@ -56,7 +56,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
             quota,
             began: Instant::now(),
             used: 0,
-            erased: false,
+            closed: false,
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) enum FsError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error("the same bytes could not be read a moment ago")]
+    Again,
     #[error("waited {0:?} behind other reads of this mount; the workers are slow or too few")]
     Queue(Duration),
     #[error("reading was interrupted by an internal error: {0}")]
@@ -50,7 +52,7 @@ impl FsError {
             Self::AttributeKind => Errno::EOPNOTSUPP,
             Self::AttributeSize => Errno::ERANGE,
             Self::Unsupported => Errno::ENOSYS,
-            Self::Catalog(_) | Self::Read(_) | Self::Queue(_) | Self::Task(_) => Errno::EIO,
+            Self::Catalog(_) | Self::Read(_) | Self::Again | Self::Queue(_) | Self::Task(_) => Errno::EIO,
         }
     }
 
@@ -65,7 +67,8 @@ impl FsError {
             | Self::NoAttribute
             | Self::AttributeKind
             | Self::AttributeSize
-            | Self::Unsupported => Level::TRACE,
+            | Self::Unsupported
+            | Self::Again => Level::TRACE,
             Self::Read(_) | Self::Queue(_) => Level::WARN,
             Self::Catalog(_) | Self::Task(_) => Level::ERROR,
         }

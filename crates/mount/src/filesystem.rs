@@ -5,6 +5,7 @@
 //! opened is in [`opens`].
 
 mod attributes;
+mod failures;
 mod listing;
 mod opens;
 mod read;

@@ -28,6 +28,9 @@ pub struct Args {
     /// Space of a tier's disks that workers leave free, as <name>=<percent>:<bytes>, whichever is more; default: the workers'
     #[arg(long = "tier-floor", env = "LARDER_TIER_FLOORS", value_delimiter = ',')]
     pub tier_floors: Vec<String>,
+    /// A folder of the hosts beneath which file:// sources may lie
+    #[arg(long = "file-origin", env = "LARDER_FILE_ORIGINS", value_delimiter = ',')]
+    pub file_origins: Vec<String>,
     /// ServiceAccount of the workers
     #[arg(long, default_value = "larder-worker")]
     pub worker_service_account: String,
@@ -56,6 +59,8 @@ pub(crate) struct Settings {
     pub pull_policy: String,
     pub pull_secrets: Vec<String>,
     pub tiers: BTreeMap<String, Tier>,
+    /// Folders of the hosts beneath which sources may lie.
+    pub file_origins: Vec<String>,
     pub worker_service_account: String,
     pub worker_log: String,
     pub member_grace: SignedDuration,
@@ -99,11 +104,8 @@ impl Args {
             let (name, path) =
                 tier.split_once('=').with_context(|| format!("--tier {tier}: want <name>=<folder on the host>"))?;
             ensure!(!name.is_empty(), "--tier {tier}: the name is empty");
-            ensure!(path.starts_with('/'), "--tier {tier}: the folder must be absolute");
-            ensure!(!path.split('/').any(|part| part == ".."), "--tier {tier}: the folder must not contain '..'");
-            let path = path.trim_end_matches('/');
-            ensure!(!path.is_empty(), "--tier {tier}: the host's root is no tier");
-            let folder = Tier { path: path.to_owned(), floor: None };
+            let path = host_folder(path).with_context(|| format!("--tier {tier}"))?;
+            let folder = Tier { path, floor: None };
             ensure!(tiers.insert(name.to_owned(), folder).is_none(), "--tier {tier}: the name is there twice");
         }
         for floor in self.tier_floors.iter().filter(|t| !t.is_empty()) {
@@ -118,6 +120,12 @@ impl Args {
             pull_policy: self.pull_policy.clone(),
             pull_secrets: self.pull_secrets.iter().filter(|s| !s.is_empty()).cloned().collect(),
             tiers,
+            file_origins: self
+                .file_origins
+                .iter()
+                .filter(|f| !f.is_empty())
+                .map(|folder| host_folder(folder).with_context(|| format!("--file-origin {folder}")))
+                .collect::<anyhow::Result<_>>()?,
             worker_service_account: self.worker_service_account.clone(),
             worker_log: self.worker_log.clone(),
             member_grace: SignedDuration::from_secs(self.member_grace_seconds.into()),
@@ -125,6 +133,15 @@ impl Args {
                 .then(|| format!("{}.{}.svc:{}", names::OPERATOR_SERVICE, self.namespace, names::OPERATOR_AUTHORITY_PORT)),
         })
     }
+}
+
+/// A folder of the hosts as it is named from then on.
+fn host_folder(path: &str) -> anyhow::Result<String> {
+    ensure!(path.starts_with('/'), "the folder must be absolute");
+    ensure!(!path.split('/').any(|part| part == ".."), "the folder must not contain '..'");
+    let path = path.trim_end_matches('/');
+    ensure!(!path.is_empty(), "it must not be the host's root");
+    Ok(path.to_owned())
 }
 
 #[cfg(test)]
@@ -153,6 +170,18 @@ mod tests {
         }
         assert!(resolve(&["nvme=/a", "nvme=/b"]).is_err());
         assert!(resolve(&[]).is_err());
+    }
+
+    #[test]
+    fn folders_that_sources_may_name_are_absolute() {
+        let resolve = |folder: &str| {
+            let args = ["larder", "--image=i", "--tier=nvme=/a", "--file-origin", folder];
+            Cli::try_parse_from(args)?.args.resolve()
+        };
+        assert_eq!(resolve("/shared/,/lustre/sets").unwrap().file_origins, ["/shared", "/lustre/sets"]);
+        for bad in ["shared", "/", "/shared/../etc"] {
+            assert!(resolve(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

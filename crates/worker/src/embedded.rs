@@ -139,6 +139,7 @@ impl Embedded {
     /// Ends all jobs and writes what survives the process.
     pub async fn close(mut self) {
         self.jobs.shutdown().await;
+        self.worker.cache.close().await;
         if let Err(error) = self.worker.save_state().await {
             tracing::warn!(%error, "counters are not saved");
         }

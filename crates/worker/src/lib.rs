@@ -264,6 +264,8 @@ async fn serve(worker: Arc<Worker>, listeners: Listeners, shutdown: Cancellation
         () = overdue => Ok(()),
     };
     jobs.shutdown().await;
+    // Before the lock of the folder goes: what is still being written may not meet the next worker's files.
+    worker.cache.close().await;
     ended
 }
 

@@ -179,7 +179,7 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: 
         Ok(checked) => Ok(checked),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),
         Err(e @ ReadError::Length { .. }) => Err(Refusal::Origin(format!("read {}: {e}", at.path))),
-        Err(ReadError::Cache(e @ CacheError::Erased { .. })) => Err(Refusal::NotFound(e.to_string())),
+        Err(ReadError::Cache(e @ CacheError::Closed { .. })) => Err(Refusal::NotFound(e.to_string())),
         // A disk that cannot keep the bytes is no reason to fail a read.
         Err(ReadError::Cache(e)) => {
             worker.report.set(Topic::Keep, Some(cache_problem(&e)));

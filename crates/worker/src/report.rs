@@ -45,7 +45,7 @@ pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {
     let reason = match e {
         CacheError::QuotaExceeded { .. } => reasons::QUOTA_EXCEEDED,
         e if e.is_full() => reasons::DISK_FULL,
-        CacheError::DiskFull { .. } | CacheError::Disk { .. } | CacheError::Erased { .. } => reasons::DISK_FAILED,
+        CacheError::DiskFull { .. } | CacheError::Disk { .. } | CacheError::Closed { .. } => reasons::DISK_FAILED,
     };
     problem(reason, e.to_string())
 }

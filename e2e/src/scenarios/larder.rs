@@ -24,6 +24,9 @@ pub(super) const BUCKET: &str = "datasets";
 /// Folder of the second tier, `spare`. No node has it.
 pub(super) const SPARE_TIER: &str = "/mnt/spare";
 
+/// Folder of the nodes that sources may name. No node has it.
+pub(super) const SHARED: &str = "/mnt/shared";
+
 /// Reads every file and prints its sum.
 const READ_ALL: [&str; 8] = ["find", "/data", "-type", "f", "-exec", "sha256sum", "{}", "+"];
 
@@ -48,6 +51,7 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
             "tiers[0].hostPath=/mnt/nvme0".to_owned(),
             "tiers[1].name=spare".to_owned(),
             format!("tiers[1].hostPath={SPARE_TIER}"),
+            format!("fileOrigins[0]={SHARED}"),
             format!("kubeletDir={}", cluster.kubelet_dir()),
             "grafana.dashboard.enabled=true".to_owned(),
         ]

@@ -6,15 +6,21 @@ use serde::{Deserialize, Serialize};
 /// Where the data is.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!self.uri.startsWith('s3:') || has(self.credentials) && has(self.credentials.secretRef) != has(self.credentials.anonymous)")
+    .message("credentials must have exactly one of secretRef and anonymous"))]
+#[x_kube(validation = Rule::new("!self.uri.startsWith('file:') || !has(self.endpoint) && !has(self.region) && !has(self.ca) && !(has(self.pathStyle) && self.pathStyle) && !(has(self.credentials) && (has(self.credentials.secretRef) || has(self.credentials.anonymous)))")
+    .message("a file:// source has no endpoint, region, pathStyle, ca or credentials; remove them"))]
 pub struct Source {
-    /// Bucket and folder, such as `s3://datasets/imagenet/`. The bucket cannot be changed later: make another CacheDataset.
+    /// Bucket and folder, such as `s3://datasets/imagenet/`, or a folder that all nodes have, such as `file:///shared/imagenet/` on
+    /// a network file system; it must lie beneath a folder that the administrator allows (chart value `fileOrigins`).
+    /// Scheme and bucket cannot be changed later: make another CacheDataset.
     #[schemars(length(min = 1, max = 1024))]
-    #[x_kube(validation = Rule::new(r"self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$')")
-        .message("uri must be s3://<bucket>/ or s3://<bucket>/<folder>/, with a bucket name of 3 to 63 lower-case letters, digits, dots and dashes"))]
-    #[x_kube(validation = Rule::new(r"!self.matches('^s3://.*(//|/[.]{1,2}(/|$))')")
+    #[x_kube(validation = Rule::new(r"self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$') || self.matches('^file:///.+$')")
+        .message("uri must be s3://<bucket>/ or s3://<bucket>/<folder>/, with a bucket name of 3 to 63 lower-case letters, digits, dots and dashes, or file:///<folder>/"))]
+    #[x_kube(validation = Rule::new(r"!self.matches('^(s3|file)://.*(//|/[.]{1,2}(/|$))')")
         .message("the folder in uri must not contain empty parts, '.' or '..'"))]
     #[x_kube(validation = Rule::new("self.split('/')[0] == oldSelf.split('/')[0] && self.split('/')[2] == oldSelf.split('/')[2]")
-        .message("the bucket in uri cannot be changed; make another CacheDataset"))]
+        .message("scheme and bucket in uri cannot be changed; make another CacheDataset"))]
     pub uri: String,
     /// Address of an S3-compatible store, such as `https://s3.internal:9000`. Default: Amazon S3 of the region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,7 +38,8 @@ pub struct Source {
     /// Certificate authority of the endpoint. Default: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CaRef>,
-    /// How to sign in: exactly one of `secretRef` and `anonymous`.
+    /// How to sign in: exactly one of `secretRef` and `anonymous`; left out for `file://`.
+    #[serde(default)]
     pub credentials: Credentials,
     /// Only files that match one of these globs, relative to the folder, such as `train/**`. Default: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -72,8 +79,6 @@ fn default_ca_key() -> String {
 /// How to sign in at the origin.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.secretRef) != has(self.anonymous)")
-    .message("credentials must have exactly one of secretRef and anonymous"))]
 pub struct Credentials {
     /// A Secret in the dataset's namespace with `accessKeyId`, `secretAccessKey` and, if needed, `sessionToken`
     /// (or `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`). Changes are followed within seconds.
@@ -98,6 +103,12 @@ pub struct SecretRef {
 pub struct Anonymous {}
 
 impl Source {
+    /// The folder of the host that the source names, if it does.
+    #[must_use]
+    pub fn host_folder(&self) -> Option<&str> {
+        self.uri.strip_prefix("file://").map(|folder| folder.trim_end_matches('/'))
+    }
+
     /// The URI with its folder ended by a slash: `s3://b/p` and `s3://b/p/` are the same folder.
     #[must_use]
     pub fn folder_uri(&self) -> String {

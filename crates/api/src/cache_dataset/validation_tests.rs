@@ -58,9 +58,7 @@ fn the_uri_needs_the_scheme_s3_and_a_bucket() {
     for good in ["s3://datasets", "s3://datasets/", "s3://my.bucket-1/a/b", "s3://datasets/with blank/é?#%20/"] {
         assert_eq!(refusals(&with("/spec/source/uri", json!(good)), None), Vec::<String>::new(), "{good}");
     }
-    for bad in
-        ["", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/", "gs://datasets/", "/etc", "file:///etc", "https://h/datasets"]
-    {
+    for bad in ["", "s3://", "s3:///a", "s3://UPPER/a", "s3://a/", "gs://datasets/", "/etc", "https://h/datasets"] {
         is_refused(&with("/spec/source/uri", json!(bad)), "uri must be s3://");
     }
 }
@@ -73,6 +71,37 @@ fn the_folder_has_no_parts_that_a_path_would_swallow() {
     for good in ["s3://datasets/..a/b../.c/", "s3://datasets/.../"] {
         assert_eq!(refusals(&with("/spec/source/uri", json!(good)), None), Vec::<String>::new(), "{good}");
     }
+}
+
+fn folder(source: Value) -> Value {
+    let mut dataset = dataset();
+    dataset["spec"]["source"] = source;
+    dataset
+}
+
+#[test]
+fn a_folder_of_the_nodes_is_absolute_and_needs_nothing_else() {
+    for good in ["file:///shared/imagenet/", "file:///shared", "file:///a b/..c"] {
+        let good = folder(json!({ "uri": good, "credentials": {}, "pathStyle": false }));
+        assert_eq!(refusals(&good, None), Vec::<String>::new(), "{good}");
+    }
+    for bad in ["file://", "file:///", "file://host/shared", "file:shared"] {
+        is_refused(&folder(json!({ "uri": bad })), "or file:///<folder>/");
+    }
+    for bad in ["file:////etc", "file:///shared/../etc", "file:///shared//a", "file:///."] {
+        is_refused(&folder(json!({ "uri": bad })), "must not contain empty parts");
+    }
+    for (field, value) in [
+        ("endpoint", json!("https://s3")),
+        ("region", json!("r")),
+        ("pathStyle", json!(true)),
+        ("ca", json!({ "configMapRef": { "name": "ca" } })),
+        ("credentials", json!({ "anonymous": {} })),
+    ] {
+        is_refused(&folder(json!({ "uri": "file:///shared/", field: value })), "a file:// source has no endpoint");
+    }
+    let found = refusals(&folder(json!({ "uri": "file:///datasets/" })), Some(&dataset()));
+    assert!(found.iter().any(|m| m.contains("scheme and bucket in uri cannot be changed")), "{found:?}");
 }
 
 #[test]

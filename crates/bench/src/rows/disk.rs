@@ -1,6 +1,6 @@
 //! Rows on the local disk: everything preloaded, `larder mount` beside the files themselves.
 
-use super::{Bound, Row, Run, Samples, Verdict};
+use super::{Bound, Row, Run, Spec};
 use crate::{
     data::{Set, Shape},
     experiment::{Experiment, Line, Measure, Phase},
@@ -287,35 +287,21 @@ fn one_client(run: &Run<'_>, set: &Set, mounted: &Larder, conditions: &str) -> a
         speeds.push(took.bytes as f64 / (1u64 << 30) as f64 / took.seconds);
         cpu.push(took.cpu + mounted.cpu() - before);
     }
-    let (bound, target) = (Bound::AtLeast(1.0), [ONE_CLIENT]);
-    let ratio = stats::ratio(&speeds, &target);
-    Ok(Some(Row {
-        id: ID,
-        test: "one mount, 16 readers of 256 KiB, warm, over 3.05 GiB/s".to_owned(),
-        unit: "GiB/s",
-        ratio,
-        bound,
-        verdict: Verdict::of(ratio, bound),
-        samples: Samples { local: target.to_vec(), mount: speeds, control: Vec::new() },
-        cpu_seconds: Some([0.0, stats::median(&cpu)]),
-        conditions: format!("{conditions}; `local` is the target"),
-    }))
+    let spec =
+        Spec { id: ID, test: "one mount, 16 readers of 256 KiB, warm, over 3.05 GiB/s", unit: "GiB/s", bound: AtLeast(1.0) };
+    let row = spec.row(vec![ONE_CLIENT], speeds, format!("{conditions}; `local` is the target"));
+    Ok(Some(Row { cpu_seconds: Some([0.0, stats::median(&cpu)]), ..row }))
 }
 
 fn memory(run: &Run<'_>, mounted: &Larder, conditions: &str) -> Option<Row> {
     const ID: &str = "memory";
     let peak = mounted.peak_memory().filter(|_| run.wants(ID))? as f64 / (1u64 << 20) as f64;
-    let (bound, target) = (Bound::AtMost(1.0), [WORKER]);
-    let ratio = stats::ratio(&[peak], &target);
-    Some(Row {
+    let spec = Spec {
         id: ID,
-        test: "peak memory of worker and mounter together, over the 256 MiB of a worker".to_owned(),
+        test: "peak memory of worker and mounter together, over the 256 MiB of a worker",
         unit: "MiB",
-        ratio,
-        bound,
-        verdict: Verdict::of(ratio, bound),
-        samples: Samples { local: target.to_vec(), mount: vec![peak], control: Vec::new() },
-        cpu_seconds: None,
-        conditions: format!("{conditions}; one process here; after all passes of this set; `local` is the target"),
-    })
+        bound: AtMost(1.0),
+    };
+    let conditions = format!("{conditions}; one process here; after all passes of this set; `local` is the target");
+    Some(spec.row(vec![WORKER], vec![peak], conditions))
 }

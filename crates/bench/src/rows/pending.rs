@@ -5,22 +5,12 @@ use super::{
     Row, Run,
 };
 
-const NO_NETWORK: &str = "not measured: no row runs workers in network namespaces yet";
+const NO_NETWORK: &str = "not measured: no row runs readers on several nodes at once over shaped links yet";
 const NO_DLIO: &str = "not measured: no row runs DLIO against peers or a slow origin yet";
-const NO_CATALOG: &str = "not measured: no origin of ten million names here yet";
-const NO_CLUSTER: &str = "not measured: no row runs several workers on one machine yet";
 
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Bound, &str); 19] = [
-    ("mount-10m", "mount of a 10 M-file snapshot, from the catalog's presence, over 1 s", "s", AtMost(1.0), NO_CATALOG),
-    ("mount-10m-memory", "mounter's memory then, over 64 MiB", "MiB", AtMost(1.0), NO_CATALOG),
-    ("peer-shaped", "peer read over a link of 2 Gbit/s, of the link", "Mbit/s", AtLeast(0.95), NO_NETWORK),
-    ("peer-cpu-tls", "CPU seconds per GiB with TLS, over a bare hyper+rustls pair", "CPU s/GiB", AtMost(1.15), NO_NETWORK),
-    ("peer-cpu-plain", "CPU seconds per GiB with TLS, over a plain hyper pair", "CPU s/GiB", AtMost(1.3), NO_NETWORK),
-    ("peer-mount", "16 readers through the mount, all bytes on another node, TLS, over the bare pair", "MiB/s", AtLeast(0.80), NO_NETWORK),
+const ROWS: [(&str, &str, &str, Bound, &str); 9] = [
     ("unet-peers", "DLIO unet3d, low demand, all bytes on peers: AU minus local's", "points", AtLeast(-0.5), NO_DLIO),
-    ("preload-4", "preload by 4 nodes, over a plain parallel range reader", "MiB/s", AtLeast(0.90), NO_CLUSTER),
-    ("origin-once", "origin body bytes over dataset bytes, cold epoch by 4 nodes at once", "bytes", AtMost(1.001), NO_CLUSTER),
     ("scale-2", "readers on 2 nodes, half of the reads from peers, over 2 x 1 node", "MiB/s", AtLeast(0.95), NO_NETWORK),
     ("scale-4", "readers on 4 nodes", "MiB/s", AtLeast(0.95), NO_NETWORK),
     ("scale-8", "readers on 8 nodes", "MiB/s", AtLeast(0.95), NO_NETWORK),
@@ -29,8 +19,6 @@ const ROWS: [(&str, &str, &str, Bound, &str); 19] = [
     ("story-epoch1", "origin limited to half of the demand: epoch 1 over the origin's pace", "MiB/s", AtLeast(0.95), NO_DLIO),
     ("story-epoch2", "the same: AU of epoch 2 over 98.5", "AU", AtLeast(1.0), NO_DLIO),
     ("scale-skewed", "the row of 8 nodes with ownership skewed on purpose, which must miss", "MiB/s", AtMost(0.95), NO_NETWORK),
-    ("memory-mounter", "peak memory of a mounter under the heaviest of these, over 128 MiB", "MiB", AtMost(1.0), NO_CLUSTER),
-    ("memory-worker", "peak memory of a worker under the heaviest of these, over 256 MiB", "MiB", AtMost(1.0), NO_CLUSTER),
 ];
 
 pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, _: &mut Vec<String>) {

@@ -1,32 +1,34 @@
 //! `larder preload` beside a plain client that copies ranges of the same files to the same disk.
 
-use super::{Bound, Row, Run, Samples, Verdict};
+use super::{Bound, Row, Run, Spec};
 use crate::{
     data::{Set, Shape},
-    experiment::{NARROW, drop_caches},
-    reader::{Kind, Pass},
-    report, stats,
+    experiment::{Measure, Pair, drop_caches},
+    reader::{Kind, Pass, Took},
+    report,
     subject::Larder,
 };
 use anyhow::Context as _;
 use std::{fs, io, path::Path};
 
-const ID: &str = "preload-1";
-const TEST: &str = "preload by one node from a folder, over a plain parallel range reader";
-const UNIT: &str = "MiB/s";
-const BOUND: Bound = Bound::AtLeast(0.90);
+const SPEC: Spec = Spec {
+    id: "preload-1",
+    test: "preload by one node from a folder, over a plain parallel range reader",
+    unit: "MiB/s",
+    bound: Bound::AtLeast(0.90),
+};
 /// Bytes of one range, as the worker fetches them.
 const RANGE: usize = 4 << 20;
 /// Tuned: more or fewer of either were not faster here.
 const THREADS: usize = 8;
 
 pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>) {
-    if !run.wants(ID) {
+    if !run.wants(SPEC.id) {
         return;
     }
     let row = measure(run).unwrap_or_else(|e| {
-        failures.push(format!("{ID}: {e:#}"));
-        Row::undecided(ID, TEST, UNIT, BOUND, format!("{e:#}"))
+        failures.push(format!("{}: {e:#}", SPEC.id));
+        SPEC.undecided(format!("{e:#}"))
     });
     report::say(&row);
     rows.push(row);
@@ -34,52 +36,30 @@ pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>
 
 fn measure(run: &Run<'_>) -> anyhow::Result<Row> {
     let set = Set::make(&run.data, "preload", &[Shape::large(run.args.quick)])?;
-    let (copies, cache) = (run.data.join("copies"), run.data.join("cache"));
-    let pass = Pass {
-        kind: Kind::Copy,
-        threads: THREADS,
-        block: RANGE,
-        count: 0,
-        names: set.parts[0].names.clone(),
-        to: Some(copies.clone()),
+    let preload = || {
+        remove(&run.data.join("cache"))?;
+        drop_caches()?;
+        Larder::preload(&run.larder, &run.data, &set)
     };
-    let (mut plain, mut ours, mut cpu) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
-    let (least, most) = if run.args.quick { (3, 3) } else { (5, 15) };
-    let mib = set.bytes() as f64 / (1u64 << 20) as f64;
-    for round in 0..most {
-        remove(&copies)?;
-        drop_caches()?;
-        let took = pass.over(&set.root, round as u64)?;
-        plain.push(mib / took.seconds);
-        cpu[0].push(took.cpu);
-
-        remove(&cache)?;
-        drop_caches()?;
-        let preload = Larder::preload(&run.larder, &run.data, &set)?;
-        ours.push(mib / preload.seconds);
-        cpu[1].push(preload.cpu);
-        if round + 1 >= least && stats::ratio(&ours, &plain).is_some_and(|r| r.uncertainty() <= NARROW) {
-            break;
-        }
-    }
-    let ratio = stats::ratio(&ours, &plain);
-    Ok(Row {
-        id: ID,
-        test: TEST.to_owned(),
-        unit: UNIT,
-        ratio,
-        bound: BOUND,
-        verdict: Verdict::of(ratio, BOUND),
-        samples: Samples { local: plain, mount: ours, control: Vec::new() },
-        cpu_seconds: Some(cpu.map(|c| stats::median(&c))),
-        conditions: format!(
-            "{} files, {mib:.0} MiB; origin cold; both synced; larder's time is that of the whole command, listing and checksums included; `local` is the plain client",
-            set.files()
-        ),
-    })
+    let pair = Pair::measure(run.args.quick, &[Measure::MibPerSecond], || plain(run, &set), preload)?;
+    let conditions = format!(
+        "{} files, {} MiB; origin cold; both synced; larder's time is that of the whole command, listing and checksums included; `local` is the plain client",
+        set.files(),
+        set.bytes() >> 20
+    );
+    Ok(pair.row(SPEC, Measure::MibPerSecond, conditions))
 }
 
-fn remove(folder: &Path) -> anyhow::Result<()> {
+/// What a plain client takes for the same files.
+pub(super) fn plain(run: &Run<'_>, set: &Set) -> anyhow::Result<Took> {
+    let copies = run.data.join("copies");
+    remove(&copies)?;
+    drop_caches()?;
+    let (kind, names) = (Kind::Copy, set.parts[0].names.clone());
+    Pass { kind, threads: THREADS, block: RANGE, count: 0, names, to: Some(copies) }.over(&set.root, 0)
+}
+
+pub(super) fn remove(folder: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", folder.display())),
         _ => Ok(()),

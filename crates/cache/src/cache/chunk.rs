@@ -97,7 +97,7 @@ where
     // The permits are held until the bytes are written: a slow disk must hold the fetches back.
     let (bytes, _permits) = tokio::select! {
         biased;
-        () = inner.closed.cancelled() => return Err(CacheError::Erased { path: inner.dir.clone() }.into()),
+        () = inner.closed.cancelled() => return Err(CacheError::Closed { path: inner.dir.clone() }.into()),
         fetched = fetched => fetched?,
     };
     if bytes.len() as u64 != want {

@@ -1,6 +1,6 @@
 //! Datasets of one disk: space for what comes is found in the own cache or at the neighbours', and what they are owed is given.
 
-use super::{Cache, Inner, blocking};
+use super::{Cache, Inner};
 use crate::{CacheError, fill, layout};
 use larder_core::{eviction::Wanted, key::ObjectKey, shares::Tenant};
 use std::{
@@ -79,7 +79,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
                 }
             };
             tokio::select! {
-                () = self.closed.cancelled() => return Err(CacheError::Erased { path: self.dir.clone() }),
+                () = self.closed.cancelled() => return Err(CacheError::Closed { path: self.dir.clone() }),
                 _ = tokio::time::timeout_at(deadline, next) => {}
             }
         }
@@ -130,14 +130,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
-    /// Shares the disk with the datasets beside this one, for ever: each gives what it has more than its fair share when another one
-    /// that has less needs it.
+    /// Shares the disk with the datasets beside this one, until the cache is closed: each gives what it has more than its fair share
+    /// when another one that has less needs it.
     pub async fn share_disk(&self) {
-        loop {
+        while !self.inner.closed.is_cancelled() {
             let inner = Arc::clone(&self.inner);
-            let met = blocking("share the disk of", &self.inner.dir, move || Ok(inner.meet_neighbours())).await;
-            if let Err(error) = met.and_then(|met| met) {
-                tracing::debug!(%error, "the disk is not shared");
+            match self.inner.tasks.spawn_blocking(move || inner.meet_neighbours()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "the disk is not shared"),
+                Err(error) => tracing::warn!(%error, "the disk is not shared"),
             }
             tokio::time::sleep(LOOK).await;
         }

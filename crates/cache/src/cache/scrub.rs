@@ -83,7 +83,7 @@ fn now() -> u64 {
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// Reads all complete files against their checksums, one after the other, again and again, at most so many bytes a second.
-    /// Ends only when the cache is erased.
+    /// Ends only when the cache is closed.
     pub async fn scrub(&self, bytes_per_second: u64) {
         let endless = async {
             loop {

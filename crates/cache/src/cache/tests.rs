@@ -384,6 +384,24 @@ async fn fetches_in_flight_stay_within_their_budget() {
 }
 
 #[tokio::test]
+async fn a_closed_cache_touches_the_folder_no_more_and_what_it_began_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, size) = (open(dir.path()), 3 * CHUNK);
+    cache.read_range(&own(1, size), 0..9, counted(&Arc::default())).await.unwrap();
+    let hanging = {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.fill(&own(1, size), 2, |_| std::future::pending()).await })
+    };
+    tokio::task::yield_now().await;
+    cache.close().await;
+    assert!(matches!(hanging.await.unwrap(), Err(ReadError::Cache(CacheError::Closed { .. }))));
+    assert!(matches!(cache.fill(&own(2, 1), 1, never).await, Err(ReadError::Cache(CacheError::Closed { .. }))));
+    let (next, count) = (open(dir.path()), Arc::new(AtomicU64::new(0)));
+    next.fill(&own(1, size), 1, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), 2 * CHUNK, "the first chunk was there");
+}
+
+#[tokio::test]
 async fn erasing_frees_all_bytes_and_refuses_what_comes_later() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
@@ -396,9 +414,9 @@ async fn erasing_frees_all_bytes_and_refuses_what_comes_later() {
         tokio::task::yield_now().await;
     }
     assert!(cache.erase().await.unwrap() >= CHUNK);
-    assert!(matches!(hanging.await.unwrap(), Err(ReadError::Cache(CacheError::Erased { .. }))));
+    assert!(matches!(hanging.await.unwrap(), Err(ReadError::Cache(CacheError::Closed { .. }))));
     assert_eq!(files(dir.path()), Vec::<String>::new());
-    assert!(matches!(cache.fill(&own(1, 1), 1, never).await, Err(ReadError::Cache(CacheError::Erased { .. }))));
+    assert!(matches!(cache.fill(&own(1, 1), 1, never).await, Err(ReadError::Cache(CacheError::Closed { .. }))));
     assert_eq!(cache.erase().await.unwrap(), 0);
 }
 

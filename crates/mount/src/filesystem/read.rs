@@ -1,5 +1,6 @@
 //! Reads: from an open local file at once, from elsewhere in a task.
 
+use super::failures::Failures;
 use crate::{
     backend::{Backend, Fetched, Place, check},
     error::FsError,
@@ -42,6 +43,7 @@ struct Shared<B> {
     /// For reads from elsewhere, and for those from local files: these never wait behind a network or an origin.
     places: Semaphore,
     local_places: Semaphore,
+    failures: Failures,
     told: Mutex<Option<Instant>>,
 }
 
@@ -113,7 +115,7 @@ impl<B: Backend> Reader<B> {
 impl<B: Backend> Shared<B> {
     fn new(identity: Arc<str>, backend: B, reads: ReadCounters) -> Self {
         let (places, local_places) = (Semaphore::new(IN_FLIGHT), Semaphore::new(IN_FLIGHT));
-        Self { identity, backend, reads, places, local_places, told: Mutex::default() }
+        Self { identity, backend, reads, places, local_places, failures: Failures::default(), told: Mutex::default() }
     }
 
     async fn load(
@@ -137,8 +139,14 @@ impl<B: Backend> Shared<B> {
                 Err(e) => self.local_failed(inode, &e),
             }
         }
-        let _place = place(&self.places, until).await?;
-        Ok(self.backend.fetch(inode, key, range, until).await?)
+        if self.failures.has(inode, range.start, Instant::now()) {
+            return Err(FsError::Again);
+        }
+        let fetch = async {
+            let _place = place(&self.places, until).await?;
+            Ok(self.backend.fetch(inode, key, range.clone(), until).await?)
+        };
+        fetch.await.inspect_err(|_| self.failures.add(inode, &range, Instant::now()))
     }
 
     /// A disk that fails must not fail reads: others have the bytes too.
@@ -206,10 +214,11 @@ mod tests {
         };
         let Err(FsError::Read(ReadError::Exhausted { waited, .. })) = load(2).await else { panic!("there is no such file") };
         assert!(waited <= Duration::from_millis(100), "{waited:?}");
+        assert!(matches!(load(2).await, Err(FsError::Again)), "the kernel asks once more");
         let _all = shared.places.acquire_many(IN_FLIGHT as u32).await.unwrap();
         assert_eq!(load(1).await.unwrap().bytes, "ab");
         let started = Instant::now();
-        assert!(matches!(load(2).await, Err(FsError::Queue(_))));
+        assert!(matches!(load(3).await, Err(FsError::Queue(_))));
         assert!(started.elapsed() < Duration::from_secs(10));
     }
 }

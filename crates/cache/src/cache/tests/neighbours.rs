@@ -144,9 +144,7 @@ async fn a_neighbour_that_was_killed_gives_when_it_is_back() {
 async fn who_waited_and_was_killed_gets_its_share_when_it_is_back() {
     let (tier, first, second) = full_disk().await;
     wanting(&second, own(0, FILE)).await;
-    second.inner.closed.cancel();
-    second.inner.tasks.close();
-    second.inner.tasks.wait().await;
+    second.close().await;
     let second = open_beside(tier.path(), 2);
     let filling = wanting(&second, own(0, FILE)).await;
     assert_eq!(meet(&first), 5);

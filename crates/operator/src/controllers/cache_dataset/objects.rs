@@ -6,7 +6,7 @@
 mod daemon_set;
 mod volume;
 
-pub(super) use daemon_set::daemon_set;
+pub(super) use daemon_set::{daemon_set, file_origin};
 pub(super) use volume::{CLAIM_REQUEST, claim, volume, volume_name};
 
 use crate::settings::Settings;

@@ -177,6 +177,14 @@ fn inputs<'a>(dataset: &CacheDataset, observed: &Observed, settings: &'a Setting
     }
 
     let (namespace, source) = (&owner.namespace, &dataset.spec.source);
+    if source.host_folder().is_some() && objects::file_origin(source, settings).is_none() {
+        let allowed = if settings.file_origins.is_empty() { "none".to_owned() } else { settings.file_origins.join(", ") };
+        let message = format!(
+            "spec.source.uri {} does not lie beneath a folder that the administrator allows (chart value fileOrigins: {allowed})",
+            source.uri
+        );
+        causes.push((Cause::new(reasons::workers::FOLDER_NOT_ALLOWED, message), true));
+    }
     let kept = |copied: bool| if copied { "; workers go on with the last copy" } else { "" };
     let mut secret = None;
     let name = source.credentials.secret_ref.as_ref().map_or("", |r| &r.name);

@@ -25,6 +25,7 @@ pub(super) fn settings() -> Settings {
         pull_policy: "Never".into(),
         pull_secrets: vec![],
         tiers: [("nvme".to_owned(), mk_tier())].into(),
+        file_origins: vec!["/shared".into()],
         worker_service_account: "larder-worker".into(),
         worker_log: "info".into(),
         member_grace: SignedDuration::from_mins(10),

@@ -3,9 +3,13 @@
 use super::{Owner, from_template, hashed};
 use crate::settings::{Settings, Tier};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use larder_api::{CacheDataset, cache_dataset::Resources};
+use larder_api::{
+    CacheDataset,
+    cache_dataset::{Resources, Source},
+};
 use larder_core::names;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Where the copies of Secret and CA are mounted.
 const CREDENTIALS_DIR: &str = "/etc/larder/credentials";
@@ -82,6 +86,15 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         );
         push(&mut volumes, authority_token());
     }
+    if let Some(folder) = file_origin(&dataset.spec.source, settings) {
+        push(&mut container["args"], json!(format!("--file-origin={folder}")));
+        // All of what the administrator allows, and the worker looks that the source stays in it: the host would follow links.
+        push(
+            &mut container["volumeMounts"],
+            json!({ "name": "origin", "mountPath": folder, "readOnly": true, "mountPropagation": "HostToContainer" }),
+        );
+        push(&mut volumes, json!({ "name": "origin", "hostPath": { "path": folder, "type": "Directory" } }));
+    }
     let mut pod = json!({
         "serviceAccountName": settings.worker_service_account,
         "enableServiceLinks": true, // certificates must not need DNS
@@ -121,6 +134,12 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             },
         },
     })))
+}
+
+/// The folder that the administrator allows and that the source's lies in.
+pub(in super::super) fn file_origin<'a>(source: &Source, settings: &'a Settings) -> Option<&'a str> {
+    let folder = Path::new(source.host_folder()?);
+    settings.file_origins.iter().find(|allowed| folder.starts_with(allowed)).map(String::as_str)
 }
 
 fn push(list: &mut Value, item: Value) {
@@ -178,6 +197,23 @@ mod tests {
         assert_eq!(paths[0], &json!({ "path": "/mnt/nvme0/larder", "type": "Directory" }));
         assert_eq!(paths[1], &json!({ "path": "/var/lib/larder/run/worker", "type": "Directory" }));
         assert_eq!(paths.len(), 2);
+    }
+
+    #[test]
+    fn a_source_on_the_nodes_is_mounted_read_only_with_all_that_is_allowed() {
+        let mut dataset = mk_dataset();
+        for (uri, allowed) in [("file:///shared/imagenet/", true), ("file:///sharedx/", false), ("file:///etc/", false)] {
+            dataset.spec.source.uri = uri.into();
+            let pod = build(&dataset)["spec"]["template"]["spec"].clone();
+            let container = &pod["containers"][0];
+            let mount =
+                json!({ "name": "origin", "mountPath": "/shared", "readOnly": true, "mountPropagation": "HostToContainer" });
+            let volume = json!({ "name": "origin", "hostPath": { "path": "/shared", "type": "Directory" } });
+            let has = |list: &Value, item: Value| list.as_array().unwrap().contains(&item);
+            assert_eq!(has(&container["volumeMounts"], mount), allowed, "{uri}");
+            assert_eq!(has(&pod["volumes"], volume), allowed, "{uri}");
+            assert_eq!(has(&container["args"], json!("--file-origin=/shared")), allowed, "{uri}");
+        }
     }
 
     #[test]

@@ -1,0 +1,103 @@
+//! Rows of several nodes: the worker and mounter processes themselves (`crate::lab`).
+
+mod catalog;
+mod epoch;
+mod peers;
+mod preload;
+
+use super::{
+    Bound::{AtLeast, AtMost},
+    Row, Run, Spec,
+};
+use crate::report;
+
+const fn spec(id: &'static str, test: &'static str, unit: &'static str, bound: super::Bound) -> Spec {
+    Spec { id, test, unit, bound }
+}
+
+/// The most that any worker and any mounter of these rows held, in bytes.
+#[derive(Default)]
+struct Peaks {
+    worker: u64,
+    mounter: u64,
+}
+
+impl Peaks {
+    fn worker(&mut self, peak: Option<u64>) {
+        self.worker = self.worker.max(peak.unwrap_or(0));
+    }
+
+    fn mounter(&mut self, peak: Option<u64>) {
+        self.mounter = self.mounter.max(peak.unwrap_or(0));
+    }
+}
+
+/// Rows that are measured together.
+struct Part {
+    rows: &'static [Spec],
+    /// Do its daemons work hard enough for the rows on memory?
+    heavy: bool,
+    measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
+}
+
+const PARTS: [Part; 5] = [
+    Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
+    Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
+    Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
+    Part { rows: &epoch::ROWS, heavy: true, measure: epoch::measure },
+    Part { rows: &preload::ROWS, heavy: true, measure: preload::measure },
+];
+
+const WORKER: Spec =
+    spec("memory-worker", "peak memory of a worker under the heaviest of these, over 256 MiB", "MiB", AtMost(1.0));
+const MOUNTER: Spec =
+    spec("memory-mounter", "peak memory of a mounter under the heaviest of these, over 128 MiB", "MiB", AtMost(1.0));
+
+pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>) {
+    let (mut peaks, memory) = (Peaks::default(), [WORKER, MOUNTER].map(|spec| run.wants(spec.id)));
+    for part in &PARTS {
+        let wanted: Vec<&Spec> = part.rows.iter().filter(|spec| run.wants(spec.id)).collect();
+        if wanted.is_empty() && !(part.heavy && memory.contains(&true)) {
+            continue;
+        }
+        match super::fresh(run).and_then(|()| (part.measure)(run, &mut peaks)) {
+            Ok(measured) => rows.extend(measured.into_iter().filter(|row| run.wants(row.id)).inspect(report::say)),
+            Err(e) => {
+                failures.push(format!("{}: {e:#}", part.rows[0].id));
+                rows.extend(wanted.into_iter().map(|spec| spec.undecided(format!("{e:#}"))));
+            }
+        }
+    }
+    let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
+    for (spec, peak, target) in [(WORKER, peaks.worker, 256.0), (MOUNTER, peaks.mounter, 128.0)] {
+        if !run.wants(spec.id) {
+            continue;
+        }
+        let row = match peak {
+            0 => spec.undecided("none of the rows that it is read from was measured"),
+            peak => {
+                let about = "of all processes of the rows peer-*, origin-once and preload-4; `local` is the target";
+                spec.row(vec![target], vec![mib(peak)], about.to_owned())
+            }
+        };
+        report::say(&row);
+        rows.push(row);
+    }
+}
+
+/// A folder as a source.
+fn folder(root: &std::path::Path) -> larder_proto::control::v1::Source {
+    larder_proto::control::v1::Source { uri: format!("file://{}/", root.display()), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_held_last_does_not_hide_what_was_held_most() {
+        let mut peaks = Peaks::default();
+        [Some(3), Some(7), None, Some(5)].into_iter().for_each(|peak| peaks.worker(peak));
+        assert_eq!((peaks.worker, peaks.mounter), (7, 0));
+    }
+}
