@@ -113,6 +113,11 @@ pub const ALL: &[Test] = &[
     Test::new("a_folder_that_all_nodes_share_is_a_source_too", folder::a_folder_that_all_nodes_share_is_a_source_too)
         .within(LONG),
     Test::new("a_full_disk_is_named_and_heals", disk::a_full_disk_is_named_and_heals).within(LONG),
+    Test::new(
+        "a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled",
+        disk::a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled,
+    )
+    .within(LONG),
     Test::new("a_quota_that_is_too_small_is_named_and_heals", disk::a_quota_that_is_too_small_is_named_and_heals).within(LONG),
     Test::new("missing_data_is_named_and_heals", bad_input::missing_data_is_named_and_heals).within(LONG),
     Test::new("keys_that_no_file_can_have_are_left_out_and_named", keys::keys_that_no_file_can_have_are_left_out_and_named)

@@ -3,6 +3,7 @@
 mod check;
 mod chunk;
 mod evict;
+mod neighbours;
 mod scrub;
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     layout,
     scan::{self, Found},
     sidecar::Sidecar,
-    space::Space,
+    space::{self, Space},
     unreadable::{Unreadable, off},
 };
 use bytes::Bytes;
@@ -30,9 +31,9 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Bounds of a cache.
@@ -90,6 +91,11 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
     damaged: Damaged,
     scrubbed: Mutex<scrub::Progress>,
     evicted: AtomicU64,
+    /// Whose turn it is to wait for room that neighbours make.
+    short: Semaphore,
+    /// When the neighbours could be given nothing, because all files were in use.
+    firm: Mutex<Option<Instant>>,
+    given: watch::Sender<()>,
     /// In KiB.
     budget: Semaphore,
     background: Semaphore,
@@ -145,6 +151,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// # Errors
     /// The disk's.
     pub fn open(dir: &Path, options: Options) -> Result<Self, CacheError> {
+        Self::open_on(dir, options, space::of_disk)
+    }
+
+    fn open_on(dir: &Path, options: Options, look: space::Look) -> Result<Self, CacheError> {
         let Found { complete, unfinished } = scan::scan(dir)?;
         let mut index = Index::new(complete, options.quota);
         for (key, journal) in unfinished {
@@ -155,12 +165,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             inner: Arc::new(Inner {
                 dir: dir.to_owned(),
                 index: Mutex::new(index),
-                space: Space::new(options.floor),
+                space: Space::new(dir, options.floor, look),
                 sidecars: Sidecars::with_weighter(SIDECARS / 1024, SIDECARS as u64, SidecarWeight),
                 checks: Checks::default(),
                 damaged: Damaged::default(),
                 scrubbed: Mutex::new(scrub::Progress::load(dir)),
                 evicted: AtomicU64::new(0),
+                short: Semaphore::new(1),
+                firm: Mutex::new(None),
+                given: watch::Sender::new(()),
                 budget: Semaphore::new(budget),
                 background: Semaphore::new((budget * 3 / 4).max((CHUNK >> 10) as usize)),
                 closed: CancellationToken::new(),
@@ -249,7 +262,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             let read = match self.claim(object, evict::wanted(object, true)).await? {
                 Here::Complete => self.read_complete(&object.key, &range).await,
                 Here::Fill(fill) => {
-                    self.chunks(&fill, covering(object.size, &range), &fetch).await?;
+                    tokio::select! {
+                        biased;
+                        // Who reads waits for nobody to make room.
+                        short = fill.is_short() => return Err(short.into()),
+                        chunks = self.chunks(&fill, covering(object.size, &range), &fetch) => chunks?,
+                    }
                     self.read_fill(&fill, &range).await
                 }
             };
@@ -378,21 +396,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         if size > free {
             return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need: size, free, quota: index.quota() });
         }
-        let task = inner.tasks.spawn_blocking({
-            let inner = Arc::clone(inner);
-            move || {
-                let file = fill::create(&inner.dir, &key)?;
-                let reserve = || inner.space.reserve(&inner.dir, &layout::fill(&inner.dir, &key), &file, size);
-                match reserve() {
-                    Err(CacheError::DiskFull { .. }) if inner.make_room(size, wanted) == size => reserve()?,
-                    reserved => reserved?,
-                }
-                fill::begin(&inner.dir, &key, size)
-            }
-        });
-        let path = layout::fill(&inner.dir, &key);
-        let start = async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("make", path)(io::Error::other(e)))) };
-        let fill = Arc::new(Fill::new(key, size, start.boxed().shared()));
+        let short = watch::Sender::new(None);
+        let start = Arc::clone(inner).find_space(key, inner.wait(size), wanted, short.clone());
+        let fill = Arc::new(Fill { short, ..Fill::new(key, size, start.boxed().shared()) });
         index.begin(&fill, keep);
         drop(index);
         chunk::started(inner, &fill);

@@ -57,6 +57,8 @@ pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub key: ObjectKey,
     pub size: u64,
     pub start: Start,
+    /// Why it waits for neighbours to make room, while it does.
+    pub short: watch::Sender<Option<CacheError>>,
     pub map: Mutex<Map<E>>,
     /// Its file was unlinked to make room. Who reads from it goes on; it never becomes a complete file.
     pub dropped: AtomicBool,
@@ -72,6 +74,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
             key,
             size,
             start,
+            short: watch::Sender::new(None),
             map: Mutex::new(Map { chunks, present: 0, crcs }),
             dropped: AtomicBool::new(false),
             ended: watch::Sender::new(None),
@@ -89,6 +92,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
             }
         }
         fill
+    }
+
+    /// Waits until it waits for neighbours to make room.
+    pub async fn is_short(&self) -> CacheError {
+        let mut short = self.short.subscribe();
+        match short.wait_for(Option::is_some).await.map(|short| short.clone()) {
+            Ok(Some(error)) => error,
+            _ => std::future::pending().await,
+        }
     }
 
     /// All on the disk already?

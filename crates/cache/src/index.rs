@@ -37,6 +37,8 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     fill_bytes: u64,
     quota: u64,
     began: Instant,
+    /// Last use of any file, as that of an entry.
+    used: u32,
     pub closed: bool,
 }
 
@@ -46,7 +48,16 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         let entry = |size| Entry { size, keep: Keep::Own, verified: false, used: 0 };
         let complete: BTreeMap<_, _> = complete.into_iter().map(|(key, size)| (key, entry(size))).collect();
         let complete_bytes = complete.values().map(|e| e.size).sum();
-        Self { complete, fills: HashMap::new(), complete_bytes, fill_bytes: 0, quota, began: Instant::now(), closed: false }
+        Self {
+            complete,
+            fills: HashMap::new(),
+            complete_bytes,
+            fill_bytes: 0,
+            quota,
+            began: Instant::now(),
+            used: 0,
+            closed: false,
+        }
     }
 
     pub fn set_quota(&mut self, quota: u64) {
@@ -89,13 +100,23 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         let now = self.now();
         if let Some(entry) = self.complete.get_mut(key) {
             entry.used = now;
+            self.used = now;
         }
+    }
+
+    /// Since when nobody used any of the files.
+    pub fn idle(&self) -> Duration {
+        self.since(self.now(), self.used)
+    }
+
+    fn since(&self, now: u32, used: u32) -> Duration {
+        if used == 0 { FRESH + Duration::from_secs(now.into()) } else { Duration::from_secs(u64::from(now - used)) }
     }
 
     /// The files to remove so that `need` bytes become free, and what each of them frees.
     pub fn choose(&self, need: u64, wanted: Wanted) -> Vec<(ObjectKey, u64)> {
         let now = self.now();
-        let idle = |used| if used == 0 { FRESH + self.began.elapsed() } else { Duration::from_secs(u64::from(now - used)) };
+        let idle = |used| self.since(now, used);
         let file =
             |(key, e): (&ObjectKey, &Entry)| eviction::File { id: *key, bytes: e.size, keep: e.keep, idle: idle(e.used) };
         eviction::choose(self.complete.iter().map(file), need, wanted)

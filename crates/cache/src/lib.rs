@@ -15,7 +15,7 @@
 //!                                                                            last chunk: sync, sidecar, rename
 //! ```
 //!
-//! Owns everything beneath `data/` and `fill/`. State in memory: which keys are complete, which fills exist, their chunks; all
+//! Owns everything beneath `data/` and `fill/`; the ledger of the disk, `<dir>/../ledger`, is shared with the datasets beside it. State in memory: which keys are complete, which fills exist, their chunks; all
 //! of it is rebuilt by the scan at start. So when the process dies or the power goes at any instant, at most the chunks that were
 //! not on the disk are fetched again; no unfinished file is taken for a complete one, and no byte is given that is not
 //! what was written.
@@ -29,6 +29,7 @@ mod error;
 mod fill;
 mod index;
 mod layout;
+mod ledger;
 mod object;
 mod quarantine;
 mod scan;

@@ -1,14 +1,25 @@
-//! Free space: asked from the disk, less what is being reserved at this moment.
+//! Free space: asked from the disk, less what the other datasets of the disk wait for.
 
-use crate::CacheError;
+use crate::{
+    CacheError,
+    ledger::{Disk, Ledger, Page},
+};
+use larder_core::shares::Tenant;
 use nix::{errno::Errno, fcntl, sys::statvfs::statvfs};
+use parking_lot::Mutex;
 use std::{
     fs::File,
     io,
     os::fd::AsFd as _,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
 };
+
+/// Others leave alone what this dataset asked for, for so long after it asked last.
+const ASKED: Duration = Duration::from_secs(20);
+/// What is asked for at least, if the share allows it: so that many small files are not kept waiting for each other.
+const STEP: u64 = 1 << 30;
 
 /// Space of a disk that is left alone, because a full disk hurts more than this dataset (logs, images, the kubelet).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +43,44 @@ impl Floor {
     }
 }
 
+/// A disk says how large it is, and how much of that is free.
+pub(crate) type Look = fn(&Path) -> io::Result<(u64, u64)>;
+
+pub(crate) fn of_disk(folder: &Path) -> io::Result<(u64, u64)> {
+    let disk = statvfs(folder)?;
+    let unit = disk.fragment_size();
+    Ok((disk.blocks() * unit, disk.blocks_available() * unit))
+}
+
 #[derive(Debug)]
 pub(crate) struct Space {
     floor: Floor,
-    /// Between the look at the disk and the reservation on it.
-    reserving: AtomicU64,
+    look: Look,
+    ledger: Option<Ledger>,
+    /// One look at the disk and reservation on it at a time, and when room was asked for last.
+    turn: Mutex<Option<Instant>>,
+    /// Bytes of fills that have begun and have no space yet.
+    waiting: AtomicU64,
 }
 
 impl Space {
-    pub fn new(floor: Floor) -> Self {
-        Self { floor, reserving: AtomicU64::new(0) }
+    pub fn new(folder: &Path, floor: Floor, look: Look) -> Self {
+        let (turn, waiting) = (Mutex::new(None), AtomicU64::new(0));
+        Self { floor, look, ledger: Ledger::beside(folder), turn, waiting }
+    }
+
+    /// A fill of so many bytes begins to look for space.
+    pub fn begin(&self, len: u64) {
+        self.waiting.fetch_add(len, Relaxed);
+    }
+
+    /// It has found it, or not.
+    pub fn end(&self, len: u64) {
+        self.waiting.fetch_sub(len, Relaxed);
+    }
+
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
     }
 
     /// Gives the file its full length, with space for all of it. Blocks.
@@ -49,39 +88,88 @@ impl Space {
         if len == 0 {
             return Ok(());
         }
-        let reserving = self.reserving.fetch_add(len, Ordering::AcqRel) + len;
-        let result = self.reserve_now(folder, path, file, len, reserving);
-        self.reserving.fetch_sub(len, Ordering::AcqRel);
-        result
-    }
-
-    /// Bytes above the floor that nobody is reserving. Blocks.
-    pub fn room(&self, folder: &Path) -> Result<u64, CacheError> {
-        let (free, floor) = self.look(folder)?;
-        Ok(free.saturating_sub(floor).saturating_sub(self.reserving.load(Ordering::Acquire)))
-    }
-
-    /// Bytes that are free, and bytes of them to leave alone.
-    fn look(&self, folder: &Path) -> Result<(u64, u64), CacheError> {
-        let disk = statvfs(folder).map_err(|e| CacheError::disk("ask for free space of", folder)(e.into()))?;
-        let unit = disk.fragment_size();
-        Ok((disk.blocks_available() * unit, self.floor.of(disk.blocks() * unit)))
-    }
-
-    fn reserve_now(&self, folder: &Path, path: &Path, file: &File, len: u64, reserving: u64) -> Result<(), CacheError> {
-        let (free, floor) = self.look(folder)?;
+        // Another worker must not look at the disk between this look at it and the reservation.
+        let _turn = self.turn.lock();
+        let page = self.page();
+        let Disk { free, floor } = self.disk(folder)?;
+        let others = page.as_ref().map_or(0, Page::reserved_by_others);
         let full = || CacheError::DiskFull { path: folder.to_owned(), need: len, free, floor };
         // Also with a floor of 0: a reservation that fails half-way has filled the disk of everyone else for a moment.
-        if free < reserving.saturating_add(floor) {
+        if free < len.saturating_add(floor).saturating_add(others) {
             return Err(full());
         }
         let signed = i64::try_from(len).map_err(|_| full())?;
         match fcntl::fallocate(file.as_fd(), fcntl::FallocateFlags::empty(), 0, signed) {
-            Ok(()) => Ok(()),
-            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => Err(full()),
+            Ok(()) => {}
+            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => return Err(full()),
             // A file system that cannot reserve: the floor alone must do.
-            Err(Errno::EOPNOTSUPP) => file.set_len(len).map_err(CacheError::disk("resize", path)),
-            Err(e) => Err(CacheError::disk("reserve space for", path)(io::Error::from(e))),
+            Err(Errno::EOPNOTSUPP) => file.set_len(len).map_err(CacheError::disk("resize", path))?,
+            Err(e) => return Err(CacheError::disk("reserve space for", path)(io::Error::from(e))),
         }
+        if let Some(mut page) = page {
+            page.reserve(|asked| asked.saturating_sub(len));
+            page.store();
+        }
+        Ok(())
+    }
+
+    /// Bytes above the floor that nobody waits for. Blocks.
+    pub fn room(&self, folder: &Path) -> Result<u64, CacheError> {
+        let _turn = self.turn.lock();
+        let others = self.page().map_or(0, |page| page.reserved_by_others());
+        let Disk { free, floor } = self.disk(folder)?;
+        Ok(free.saturating_sub(floor).saturating_sub(others).saturating_sub(self.waiting()))
+    }
+
+    /// Bytes beyond that, which the other datasets of the disk would give if they were asked. Blocks.
+    pub fn owed(&self, folder: &Path, mine: Tenant) -> Result<u64, CacheError> {
+        let _turn = self.turn.lock();
+        let Some(mut page) = self.page() else { return Ok(0) };
+        page.tell(mine);
+        Ok(page.owed(self.disk(folder)?, u64::MAX))
+    }
+
+    /// Asks the other datasets for room for a file. Are they going to give it? Blocks.
+    pub fn ask(&self, folder: &Path, mine: Tenant, len: u64) -> Result<bool, CacheError> {
+        let mut turn = self.turn.lock();
+        let Some(mut page) = self.page() else { return Ok(false) };
+        let disk = self.disk(folder)?;
+        page.tell(mine);
+        let left = page.left(disk);
+        if len > left {
+            return Ok(false);
+        }
+        let want = self.waiting().max(STEP).min(left);
+        let owed = page.owed(disk, want);
+        let comes = disk.free.saturating_sub(disk.floor).saturating_sub(page.reserved_by_others()).saturating_add(owed) >= len;
+        if owed > 0 {
+            *turn = Some(Instant::now());
+            page.reserve(|asked| asked.max(want));
+            page.claim(disk, want);
+        }
+        page.store();
+        Ok(comes)
+    }
+
+    /// Tells the other datasets of the disk what this one has. Gives what it has to give them. Blocks.
+    pub fn tell(&self, folder: &Path, mine: Tenant) -> Result<u64, CacheError> {
+        let turn = self.turn.lock();
+        let Some(mut page) = self.page() else { return Ok(0) };
+        page.tell(mine);
+        if turn.is_none_or(|asked| asked.elapsed() >= ASKED) {
+            page.reserve(|_| 0);
+        }
+        let claim = page.take_claim(self.disk(folder)?);
+        page.store();
+        Ok(claim)
+    }
+
+    fn page(&self) -> Option<Page<'_>> {
+        self.ledger.as_ref()?.open()
+    }
+
+    fn disk(&self, folder: &Path) -> Result<Disk, CacheError> {
+        let (size, free) = (self.look)(folder).map_err(CacheError::disk("ask for free space of", folder))?;
+        Ok(Disk { free, floor: self.floor.of(size) })
     }
 }

@@ -8,6 +8,7 @@
 //! | a copy | copies that were not used for a while |
 //! | the share, ahead of reads | copies |
 //! | the share, and someone waits for it | copies, then own files that were not used for a while |
+//! | by another dataset, as its fair share of the disk ([`crate::shares`]) | copies, then own files |
 //!
 //! So an epoch over more data than fits does not wash the cache out, file by file, just before each of them is needed.
 
@@ -31,6 +32,8 @@ pub enum Wanted {
     Share,
     /// A file of the share that is being read.
     Read,
+    /// Files of another dataset of the disk, which is entitled to the room.
+    Neighbour,
 }
 
 /// A complete file that could go.
@@ -52,7 +55,7 @@ pub const FRESH: Duration = Duration::from_secs(3600);
 
 fn may_go<K>(file: &File<K>, wanted: Wanted) -> bool {
     match (wanted, file.keep) {
-        (Wanted::Share | Wanted::Read, Keep::Copy) => true,
+        (Wanted::Neighbour, _) | (Wanted::Share | Wanted::Read, Keep::Copy) => true,
         (Wanted::Copy, Keep::Copy) | (Wanted::Read, Keep::Own) => file.idle >= FRESH,
         (Wanted::Copy | Wanted::Share, Keep::Own) => false,
     }
@@ -83,7 +86,7 @@ mod tests {
     }
 
     fn wanted() -> impl Strategy<Value = Wanted> {
-        prop_oneof![Just(Wanted::Copy), Just(Wanted::Share), Just(Wanted::Read)]
+        prop_oneof![Just(Wanted::Copy), Just(Wanted::Share), Just(Wanted::Read), Just(Wanted::Neighbour)]
     }
 
     fn files() -> impl Strategy<Value = Vec<File<usize>>> {

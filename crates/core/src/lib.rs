@@ -14,3 +14,4 @@ pub mod eviction;
 pub mod key;
 pub mod names;
 pub mod placement;
+pub mod shares;

@@ -42,6 +42,8 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));
     spawn(Box::pin(tell_damages(Arc::clone(worker))));
+    let cache = worker.cache.clone();
+    spawn(Box::pin(async move { cache.share_disk().await }));
     if let Security::Mutual(held) = &worker.security {
         spawn(Box::pin(larder_trust::store::keep(held.clone(), worker.folder.identity_file())));
     }

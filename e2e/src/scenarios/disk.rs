@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::larder::{BUCKET, Named, SPARE_TIER, SYSTEM, install, upload};
+use crate::dataset::{Dataset, Manifest};
 use crate::lab::Lab;
 use crate::process::Run as _;
 use crate::report::say;
@@ -14,12 +15,7 @@ const WAIT: Duration = Duration::from_secs(120);
 /// A disk without a free byte, then one with a little less than what stays free, then one with enough.
 pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     install(lab)?;
-    let disk = |command: &str| -> Result<()> {
-        for node in lab.cluster.gpu_nodes() {
-            node.command("sh")?.args(["-ec", command]).run()?;
-        }
-        Ok(())
-    };
+    let disk = |command: &str| on_gpu_nodes(lab, command);
     // The size of a tmpfs is a promise that costs nothing; it may be changed while it is used.
     disk(&format!(
         "mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=1m spare {SPARE_TIER}; head -c 1M /dev/zero > {SPARE_TIER}/full"
@@ -42,8 +38,46 @@ pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     disk(&format!("mount -o remount,size=100g {SPARE_TIER}"))?;
     heals(&named, &manifest)?;
     named.remove(WAIT)?;
-    // The node plugin may have made its folder between the making of this one and the mount.
-    disk(&format!("umount {SPARE_TIER}; rmdir {SPARE_TIER}/larder 2>/dev/null || true; rmdir {SPARE_TIER}"))
+    unmount_spare(lab)
+}
+
+/// 40 MiB for two datasets: one that takes two thirds of it, and one that comes later and has not enough in what is left.
+pub(super) fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    // 10 GiB stay free; the last MiB is for what is not data.
+    on_gpu_nodes(lab, &format!("mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=10281m spare {SPARE_TIER}"))?;
+    let create = |name, files| -> Result<(Named<'_>, Manifest)> {
+        let named = Named { lab, namespace: name, name };
+        let dataset = Dataset { shards: vec![1 << 20; files], small: 0, odd_names: false, ..Dataset::small(541) };
+        let manifest = dataset.write(&lab.s3.bucket(BUCKET)?.join(name))?;
+        lab.cluster.create_namespace(name)?;
+        lab.cluster.apply(&named.yaml()?.replace("name: nvme, quota", "name: spare, quota"))?;
+        Ok((named, manifest))
+    };
+    let (first, all) = create("first", 60)?;
+    first.wait("Preloaded", WAIT)?;
+    let (second, few) = create("second", 28)?;
+    heals(&second, &few)?;
+    first.wait_reason("Preloaded", "DoesNotFit", SPARE_TIER, WAIT)?;
+    first.read_everywhere(&all, WAIT)?;
+    for named in [&first, &second] {
+        named.remove_readers(WAIT)?;
+        no_worker_has_crashed(named)?;
+        named.remove(WAIT)?;
+    }
+    unmount_spare(lab)
+}
+
+fn on_gpu_nodes(lab: &Lab, command: &str) -> Result<()> {
+    for node in lab.cluster.gpu_nodes() {
+        node.command("sh")?.args(["-ec", command]).run()?;
+    }
+    Ok(())
+}
+
+fn unmount_spare(lab: &Lab) -> Result<()> {
+    // Beneath it may be what the node plugin and workers made there when it was not mounted.
+    on_gpu_nodes(lab, &format!("umount {SPARE_TIER}; rm -rf {SPARE_TIER}"))
 }
 
 /// The share is larger than the quota, until that is raised.
@@ -65,7 +99,7 @@ pub(super) fn a_quota_that_is_too_small_is_named_and_heals(lab: &Lab) -> Result<
 }
 
 /// Everything is cached, and read without the origin.
-fn heals(named: &Named<'_>, manifest: &crate::dataset::Manifest) -> Result<()> {
+fn heals(named: &Named<'_>, manifest: &Manifest) -> Result<()> {
     let started = std::time::Instant::now();
     named.wait("Preloaded", WAIT)?;
     say(format!("  {}: preloaded {:.0} s after the cause was gone", named.name, started.elapsed().as_secs_f64()));

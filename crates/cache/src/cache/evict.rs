@@ -39,13 +39,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
-    /// Removes files until so many bytes are free, or none if that cannot be. Gives the bytes freed. Blocks.
+    /// Removes files until so many bytes are free, or none if that cannot be; for neighbours, as many as can be. Gives the bytes
+    /// freed. Blocks.
     pub(super) fn make_room(&self, need: u64, wanted: Wanted) -> u64 {
         let mut freed = 0;
         for _ in 0..ROUNDS {
             let left = need - freed;
             let chosen = self.index.lock().choose(left, wanted);
-            if left == 0 || chosen.iter().map(|c| c.1).sum::<u64>() < left {
+            let enough = wanted == Wanted::Neighbour || chosen.iter().map(|c| c.1).sum::<u64>() >= left;
+            if left == 0 || !enough {
                 break;
             }
             for (key, bytes) in chosen {

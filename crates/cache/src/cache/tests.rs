@@ -1,4 +1,5 @@
 mod crash;
+mod neighbours;
 
 use super::*;
 use std::fs::File;
@@ -61,6 +62,19 @@ fn counted(count: &Arc<AtomicU64>) -> impl Fn(Range<u64>) -> Fetched + Clone + S
 
 fn never(_: Range<u64>) -> Fetched {
     Box::pin(async { panic!("nothing is to be fetched") })
+}
+
+/// Says that it was asked, and waits before it answers.
+fn held_up(asked: &Arc<Notify>, answer: &Arc<Notify>) -> impl Fn(Range<u64>) -> Fetched + Clone + Send + Sync + 'static {
+    let (asked, answer) = (Arc::clone(asked), Arc::clone(answer));
+    move |range| {
+        let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+        Box::pin(async move {
+            asked.notify_one();
+            answer.notified().await;
+            Ok(content(range))
+        })
+    }
 }
 
 fn failing(_: Range<u64>) -> Fetched {
@@ -430,17 +444,7 @@ async fn an_unfinished_file_that_nobody_goes_on_filling_makes_room() {
     let cache = Cache::open(dir.path(), Options { floor: NO_FLOOR, quota: size, ..Options::default() }).unwrap();
     cache.read_range(&own(1, size), 0..9, counted(&count)).await.unwrap();
     let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let held_up = {
-        let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-        move |range: Range<u64>| -> Fetched {
-            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-            Box::pin(async move {
-                asked.notify_one();
-                answer.notified().await;
-                Ok(content(range))
-            })
-        }
-    };
+    let held_up = held_up(&asked, &answer);
     let full = cache.fill(&own(2, size), 1, never).await.unwrap_err();
     assert!(matches!(full, ReadError::Cache(CacheError::QuotaExceeded { .. })), "{full}");
     // Not while someone waits for it.

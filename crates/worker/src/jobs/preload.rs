@@ -16,7 +16,7 @@ use crate::{
     worker::{Located, Worker, locate},
 };
 use futures::StreamExt as _;
-use larder_cache::{CHUNK, Keep, Object, ReadError};
+use larder_cache::{CHUNK, CacheError, Keep, Object, ReadError};
 use larder_core::{catalog::CatalogError, placement::Members};
 use larder_origin::{Error as OriginError, Globs, Lane};
 use larder_proto::control::v1::{Phase, Problem};
@@ -118,13 +118,19 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
     let mut pause = Pause::new();
     // What is counted is replaced whole; fetches of an earlier count go on and count in vain.
     let mut progress = progress;
-    let mut damages = worker.cache.damages();
+    let (mut damages, mut given) = (worker.cache.damages(), worker.cache.given());
     loop {
         damages.mark_unchanged();
+        given.mark_unchanged();
         match attempt(&share, &progress, &goal.source, std::mem::take(&mut first)).await {
             Ok(()) => {
                 progress.end(Phase::Succeeded, None);
-                if damages.changed().await.is_err() {
+                let (damages, given) = (damages.changed(), given.changed());
+                let lost = tokio::select! {
+                    lost = damages => lost,
+                    lost = given => lost,
+                };
+                if lost.is_err() {
                     return std::future::pending().await;
                 }
                 progress = share.count_again(&progress);
@@ -182,9 +188,13 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first
                 if let Err(p) = pursue_file(&share.worker, &at, progress).await {
                     match p.reason.as_str() {
                         reasons::QUOTA_EXCEEDED => {}
-                        // A large file may fail for what smaller ones still have room in.
-                        reasons::DISK_FULL if share.free().await < CHUNK => full.cancel(),
-                        reasons::DISK_FULL => {}
+                        reasons::DISK_FULL => match share.free().await {
+                            // Other datasets of the disk have not made it yet.
+                            free if free >= at.size => only_room.store(false, Relaxed),
+                            free if free < CHUNK => full.cancel(),
+                            // A large file may fail for what smaller ones still have room in.
+                            _ => {}
+                        },
                         _ => only_room.store(false, Relaxed),
                     }
                     let count = failures.add(&at.path, p, first && too_large.is_none());
@@ -361,17 +371,20 @@ impl Share {
 
     /// Bytes that the disk and the quota can take, those that files on their way have already included.
     async fn room(&self) -> Result<u64, Problem> {
-        let worker = Arc::clone(&self.worker);
-        let room =
-            tokio::task::spawn_blocking(move || Ok(worker.cache.room()?.saturating_add(worker.cache.usage().fill_bytes)));
-        room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| cache_problem(&e))
+        let free = self.ask_disk().await.map_err(|e| cache_problem(&e))?;
+        Ok(free.saturating_add(self.worker.cache.usage().fill_bytes))
     }
 
     /// Bytes that the disk and the quota can still take; none if the disk does not say.
     async fn free(&self) -> u64 {
-        let worker = Arc::clone(&self.worker);
-        let room = tokio::task::spawn_blocking(move || worker.cache.room());
-        room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).unwrap_or(0)
+        self.ask_disk().await.unwrap_or(0)
+    }
+
+    /// What there is room for, also with other datasets of the disk making some.
+    async fn ask_disk(&self) -> Result<u64, CacheError> {
+        let cache = self.worker.cache.clone();
+        let room = tokio::task::spawn_blocking(move || Ok(cache.room()?.saturating_add(cache.owed()?)));
+        room.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
     }
 
     /// Waits until there is room for another chunk, or for all that is missing, or a file that was here is not any more.
