@@ -70,7 +70,12 @@ async fn talk(conn: &Conn) -> Result<(), FdPassError> {
             tracing::debug!(?request, error = %e, "backing file");
             Reply::Error { errno: e.raw_os_error().unwrap_or(Errno::EPROTO as i32) }
         });
-        conn.send(&reply, None).await?;
+        let sent = conn.send(&reply, None).await;
+        if let (Err(_), Reply::Registered { id }, Some(fuse)) = (&sent, &reply, &connection) {
+            // The mounter gave up waiting and will never know of it: it would keep the file's space until the mount ends.
+            backing::unregister(fuse, *id).unwrap_or_else(|error| tracing::warn!(id, %error, "forget a backing file"));
+        }
+        sent?;
     }
     Ok(())
 }
