@@ -15,6 +15,8 @@ pub const READ_BYTES: &str = "larder_mounter_read_bytes";
 pub const READ_DURATION: &str = "larder_mounter_read_duration_seconds";
 /// Reads answered with an error.
 pub const READ_FAILURES: &str = "larder_mounter_read_failures";
+/// Bytes that a second node was asked for too, because the first was late or silent: as many may have been sent in vain.
+pub const HEDGED_BYTES: &str = "larder_mounter_hedged_bytes";
 /// Superblocks that are served now.
 pub const MOUNTS: &str = "larder_mounter_mounts";
 
@@ -36,6 +38,7 @@ pub struct Metrics {
     read: Family<BySource, Counter>,
     took: Family<BySource, Durations>,
     failures: Family<ByMount, Counter>,
+    hedged: Family<ByMount, Counter>,
     /// Superblocks that are served now.
     pub mounts: Gauge,
 }
@@ -49,6 +52,7 @@ impl Metrics {
         exposition.family(READ_BYTES, "Bytes answered by the mounter, by where they were", m.read.clone());
         exposition.family(READ_DURATION, "From a read's arrival at the mounter to its answer", m.took.clone());
         exposition.family(READ_FAILURES, "Reads answered with an error", m.failures.clone());
+        exposition.family(HEDGED_BYTES, "Bytes asked of a second node too, as the first was late", m.hedged.clone());
         exposition.single(MOUNTS, "Superblocks served now", m.mounts.clone());
         m
     }
@@ -58,6 +62,7 @@ impl Metrics {
         let mount = ByMount { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned() };
         self.requested.remove(&mount);
         self.failures.remove(&mount);
+        self.hedged.remove(&mount);
         for source in SOURCES {
             let labels = BySource { dataset_uid: dataset_uid.to_owned(), identity: identity.to_owned(), source };
             self.read.remove(&labels);
@@ -79,6 +84,7 @@ impl Metrics {
             peer: source(SOURCES[1]),
             origin: source(SOURCES[2]),
             failed: self.failures.get_or_create_owned(&mount),
+            hedged: self.hedged.get_or_create_owned(&mount),
         }
     }
 }
@@ -97,6 +103,7 @@ pub struct ReadCounters {
     peer: Answers,
     origin: Answers,
     failed: Counter,
+    pub(crate) hedged: Counter,
 }
 
 /// Those from one place.

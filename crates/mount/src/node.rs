@@ -14,6 +14,7 @@ use larder_fuse::protocol::worker::{Reply, Request};
 use larder_members::Watch;
 use larder_peer::{Client, ObjectRef, ReadError, Source};
 use larder_trust::Tokens;
+use prometheus_client::metrics::counter::Counter;
 use reports::Reports;
 use std::{
     fs::File,
@@ -51,13 +52,22 @@ pub(crate) struct NodeBackend {
     snapshot: String,
     worker: LocalWorker,
     reports: Reports,
+    /// Bytes that two nodes were asked for.
+    hedged: Counter,
 }
 
 impl NodeBackend {
     /// To be called on a runtime: reads are reported by a task.
-    pub(crate) fn new(node: Node, session: u64, dataset_uid: &str, snapshot: &str, worker: LocalWorker) -> Self {
+    pub(crate) fn new(
+        node: Node,
+        session: u64,
+        dataset_uid: &str,
+        snapshot: &str,
+        worker: LocalWorker,
+        hedged: Counter,
+    ) -> Self {
         let reports = Reports::start(worker.socket(), snapshot, session, Arc::clone(&node.files));
-        Self { node, session, dataset_uid: dataset_uid.to_owned(), snapshot: snapshot.to_owned(), worker, reports }
+        Self { node, session, dataset_uid: dataset_uid.to_owned(), snapshot: snapshot.to_owned(), worker, reports, hedged }
     }
 }
 
@@ -146,6 +156,9 @@ impl Backend for NodeBackend {
         let object = ObjectRef { dataset_uid: &self.dataset_uid, snapshot: &self.snapshot, inode, key };
         let rosters = || self.node.members.roster(&self.dataset_uid);
         let fetched = self.node.peers.read_until(&rosters, &object, range, until).await?;
+        if fetched.hedged {
+            self.hedged.inc_by(fetched.bytes.len() as u64);
+        }
         let elsewhere = *fetched.node != *self.node.name;
         if elsewhere {
             self.reports.read(inode, fetched.bytes.len() as u64);

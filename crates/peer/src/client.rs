@@ -76,6 +76,8 @@ pub struct Fetched {
     pub source: Source,
     /// Node of the worker that answered.
     pub node: String,
+    /// Was a second node asked for them too, because the first was late or silent? Both may have sent them.
+    pub hedged: bool,
 }
 
 /// Why a read failed.
@@ -204,7 +206,7 @@ impl Client {
     ) -> Result<Fetched, ReadError> {
         let len = range.end.saturating_sub(range.start);
         if len == 0 {
-            return Ok(Fetched { bytes: Bytes::new(), source: Source::Disk, node: self.inner.node.clone() });
+            return Ok(Fetched { bytes: Bytes::new(), source: Source::Disk, node: self.inner.node.clone(), hedged: false });
         }
         if len > MAX_RANGE {
             return Err(ReadError::TooLong { key: object.key.to_string(), len });

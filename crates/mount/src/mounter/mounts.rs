@@ -119,7 +119,8 @@ impl Mounts {
             (table.last_session, self.metrics.reads(&mount.dataset_uid, &mount.identity))
         };
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, &mount.dataset_uid));
-        let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker);
+        let hedged = reads.hedged.clone();
+        let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker, hedged);
         let opening = Opening { wanted: mount.mode, backings: Some(Arc::new(backings)), outcome: Arc::default() };
         let outcome = Arc::clone(&opening.outcome);
         let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, opening, Handle::current());

@@ -53,6 +53,8 @@ pub(super) struct Round<'a> {
     main: Option<(usize, Instant)>,
     next: usize,
     hedged: bool,
+    /// A second node was asked for the same bytes.
+    twice: bool,
     probed: Option<usize>,
     changed: Option<String>,
     old_copy_asks: usize,
@@ -100,6 +102,7 @@ impl<'a> Round<'a> {
             main: None,
             next: 0,
             hedged: false,
+            twice: false,
             probed: None,
             changed: None,
             old_copy_asks: 0,
@@ -161,6 +164,7 @@ impl<'a> Round<'a> {
                     self.client.down.silent(*address);
                     self.last.push(format!("{node}: gave no sign of life"));
                     if self.waits_for(place) {
+                        self.twice = true;
                         self.ask_next();
                     }
                 }
@@ -216,6 +220,7 @@ impl<'a> Round<'a> {
     fn hedge(&mut self) {
         self.hedged = true;
         if self.changed.is_none() && self.client.hedging.may() {
+            self.twice = true;
             self.ask(self.next, Want::OnDisk, true);
         }
     }
@@ -246,7 +251,7 @@ impl<'a> Round<'a> {
             _ if source == Source::Disk => self.client.hedging.answered(self.len(), took),
             _ => {}
         }
-        Fetched { bytes, source, node: node.clone() }
+        Fetched { bytes, source, node: node.clone(), hedged: self.twice }
     }
 
     /// An error that ends the read; else the next one is asked, if it was this one that was waited for.

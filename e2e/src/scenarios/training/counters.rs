@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub(crate) peer: u64,
     /// From the origin.
     pub(crate) origin: u64,
+    /// That mounters asked a second node for too, because the first was late.
+    pub(crate) hedged: u64,
     /// Given by workers to mounters and other workers.
     pub(crate) served: u64,
     /// Of files of other nodes that workers have copied because they were read there.
@@ -33,6 +35,7 @@ impl Counters {
         let mut all = Self::default();
         for text in metrics(named, "app.kubernetes.io/component=mounter", 7483)? {
             all.requested += sum(&text, "larder_mounter_requested_bytes_total", &[&of_dataset]);
+            all.hedged += sum(&text, "larder_mounter_hedged_bytes_total", &[&of_dataset]);
             for (source, count) in [("local", &mut all.local), ("peer", &mut all.peer), ("origin", &mut all.origin)] {
                 let source = format!("source=\"{source}\"");
                 *count += sum(&text, "larder_mounter_read_bytes_total", &[&of_dataset, &source]);
@@ -65,6 +68,7 @@ impl Counters {
             local: join(self.local, other.local),
             peer: join(self.peer, other.peer),
             origin: join(self.origin, other.origin),
+            hedged: join(self.hedged, other.hedged),
             served: join(self.served, other.served),
             kept: join(self.kept, other.kept),
             fetched: join(self.fetched, other.fetched),
