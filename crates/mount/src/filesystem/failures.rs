@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::Range, time::Duration};
 use tokio::time::Instant;
 
 /// How long: the kernel asks again at once, and a pod that tries again deserves a new try.
-const MEMORY: Duration = Duration::from_secs(1);
+const MEMORY: Duration = Duration::from_millis(100);
 /// Bytes that fail together: the kernel's longest read.
 const PART: u64 = 1 << 20;
 
