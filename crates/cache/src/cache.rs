@@ -360,9 +360,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     pub async fn erase(&self) -> Result<u64, CacheError> {
         self.close().await;
         self.inner.index.lock().clear();
-        let dir = self.inner.dir.clone();
+        let (dir, inner) = (self.inner.dir.clone(), Arc::clone(&self.inner));
         blocking("erase", &dir.clone(), move || {
             let mut freed = 0;
+            inner.space.leave();
             scrub::forget(&dir)?;
             for folder in [layout::data_folder(&dir), layout::fill_folder(&dir), layout::quarantine(&dir)] {
                 freed += allocated(&folder)?;

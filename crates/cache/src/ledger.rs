@@ -203,6 +203,17 @@ impl Page<'_> {
         }
     }
 
+    /// Takes the line of this dataset away; the last one takes the ledger along.
+    pub fn leave(mut self) {
+        self.lines.remove(&self.ledger.uid);
+        if !self.lines.is_empty() {
+            return self.store();
+        }
+        if let Err(error) = fs::remove_file(&self.ledger.path) {
+            tracing::debug!(path = %self.ledger.path.display(), %error, "the ledger is not removed");
+        }
+    }
+
     fn living(&self) -> impl Iterator<Item = (&String, &Line)> {
         self.lines.iter().filter(|(_, line)| line.seen.abs_diff(self.now) <= DEAD)
     }
@@ -245,6 +256,19 @@ mod tests {
         let result = change(&mut page);
         page.store();
         result
+    }
+
+    #[test]
+    fn the_last_dataset_of_a_disk_takes_the_ledger_along() {
+        let tier = tempfile::tempdir().unwrap();
+        let [one, other] = ledgers(tier.path());
+        for ledger in [&one, &other] {
+            change(ledger, 5, |_| ());
+        }
+        one.open().unwrap().leave();
+        assert_eq!(other.open().unwrap().lines.keys().collect::<Vec<_>>(), [&uid(1)]);
+        other.open().unwrap().leave();
+        assert!(!one.path.exists());
     }
 
     /// As of a worker that waits for room.

@@ -12,7 +12,7 @@ use std::{
     io,
     os::fd::AsFd as _,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Space {
     ledger: Option<Ledger>,
     /// One look at the disk and reservation on it at a time, and when room was asked for last.
     turn: Mutex<Option<Instant>>,
+    /// This dataset is told no more. Set and looked at in turn.
+    gone: AtomicBool,
     /// Bytes of fills that have begun and have no space yet.
     waiting: AtomicU64,
 }
@@ -66,7 +68,7 @@ pub(crate) struct Space {
 impl Space {
     pub fn new(folder: &Path, floor: Floor, look: Look) -> Self {
         let (turn, waiting) = (Mutex::new(None), AtomicU64::new(0));
-        Self { floor, look, ledger: Ledger::beside(folder), turn, waiting }
+        Self { floor, look, ledger: Ledger::beside(folder), turn, gone: AtomicBool::new(false), waiting }
     }
 
     /// A fill of so many bytes begins to look for space.
@@ -164,8 +166,17 @@ impl Space {
         Ok(claim)
     }
 
+    /// The dataset leaves the disk. Blocks.
+    pub fn leave(&self) {
+        let _turn = self.turn.lock();
+        if let Some(page) = self.page() {
+            page.leave();
+        }
+        self.gone.store(true, Relaxed);
+    }
+
     fn page(&self) -> Option<Page<'_>> {
-        self.ledger.as_ref()?.open()
+        self.ledger.as_ref().filter(|_| !self.gone.load(Relaxed))?.open()
     }
 
     fn disk(&self, folder: &Path) -> Result<Disk, CacheError> {
