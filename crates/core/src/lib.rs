@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod causes;
 pub mod checksum;
 pub mod eviction;
 pub mod key;

@@ -1,6 +1,7 @@
 //! Asks the operator for a certificate, and for the next one long before it expires.
 
 use crate::{Bundle, Connector, Credentials, Leaf, LeafError, connect::operator_uri, leaf::NewKey, now};
+use larder_core::causes;
 use larder_proto::authority::v1::{IssueRequest, MountTokenRequest, authority_client::AuthorityClient};
 use rustls::pki_types::CertificateDer;
 use std::{
@@ -125,7 +126,7 @@ impl Issuer {
     }
 
     async fn client_at(&self, bundle: &Bundle, address: &str) -> Result<AuthorityClient<Channel>, IssueError> {
-        let away = |e: &dyn std::error::Error| IssueError::Away { address: address.to_owned(), reason: chain(e) };
+        let away = |e: &dyn std::error::Error| IssueError::Away { address: address.to_owned(), reason: causes::chain(e) };
         let uri = operator_uri(address).map_err(|e| away(&e))?;
         let connector = Connector::nameless(bundle, CONNECT).map_err(|e| away(&e))?;
         let origin = http::Uri::from_static("http://larder-operator");
@@ -143,16 +144,6 @@ impl Issuer {
 fn with_host(address: &str, host: &str) -> Option<String> {
     let (_, port) = address.rsplit_once(':')?;
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text = format!("{text}: {e}");
-        source = e.source();
-    }
-    text
 }
 
 /// Keeps a process in credentials.

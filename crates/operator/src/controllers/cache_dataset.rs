@@ -198,7 +198,7 @@ fn on_error(dataset: Arc<CacheDataset>, error: &finalizer::Error<Error>, _: Arc<
             tracing::info!(namespace, name, "deletion waits: {step}");
         }
         error => {
-            let error = error::chain(error);
+            let error = larder_core::causes::chain(error);
             tracing::warn!(namespace, name, error, "reconcile failed; trying again");
         }
     }

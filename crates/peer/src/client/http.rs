@@ -10,7 +10,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_core::{checksum::crc32c, key::ObjectKey};
+use larder_core::{causes, checksum::crc32c, key::ObjectKey};
 use larder_trust::{Connector, Credentials, MOUNT_TOKEN_HEADER, Security, worker_uri};
 use parking_lot::RwLock;
 use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
@@ -180,7 +180,7 @@ impl Transport {
         let silence = self.options.silence;
         let answer = match tokio::time::timeout(silence, self.pool().client.request(request)).await {
             Err(_) => return Err(Failure::NoAnswer(format!("silent for {silence:?}"))),
-            Ok(Err(e)) => return Err(Failure::NoAnswer(chain(&e))),
+            Ok(Err(e)) => return Err(Failure::NoAnswer(causes::chain(&e))),
             Ok(Ok(answer)) => answer,
         };
         let (parts, mut body) = answer.into_parts();
@@ -204,7 +204,7 @@ impl Transport {
             match tokio::time::timeout(self.options.silence, body.frame()).await {
                 Err(_) => return Err(Failure::Broken(format!("fell silent for {:?}", self.options.silence))),
                 Ok(None) => return Ok(None),
-                Ok(Some(Err(e))) => return Err(Failure::Broken(format!("answer broke off: {}", chain(&e)))),
+                Ok(Some(Err(e))) => return Err(Failure::Broken(format!("answer broke off: {}", causes::chain(&e)))),
                 Ok(Some(Ok(frame))) => {
                     if let Ok(piece) = frame.into_data() {
                         return Ok(Some(piece));
@@ -217,15 +217,4 @@ impl Transport {
 
 fn crc_of(parts: &http::response::Parts) -> Option<u32> {
     u32::from_str_radix(parts.headers.get(CRC_HEADER)?.to_str().ok()?, 16).ok()
-}
-
-/// hyper's own text leaves out what happened ("client error (Connect)").
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text = format!("{text}: {e}");
-        source = e.source();
-    }
-    text
 }

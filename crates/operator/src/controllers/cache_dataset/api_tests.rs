@@ -159,7 +159,7 @@ async fn a_claim_that_someone_makes_in_between_is_not_overwritten() {
         cluster_with_volume(call)
     })
     .await;
-    let error = error::chain(&result.unwrap_err());
+    let error = larder_core::causes::chain(&result.unwrap_err());
     assert!(error.contains("create PersistentVolumeClaim imagenet"), "{error}");
     assert!(!calls.iter().any(|c| c.method == Method::PATCH && c.uri.contains("persistentvolumeclaims")));
     // Status is written although something failed.

@@ -3,7 +3,6 @@
 //! Each kind has its own task. They meet in a queue that is a set: it never holds more than there are datasets, so nobody waits
 //! for anybody. A watch that breaks is begun again with back-off; until then its store stands still.
 
-use super::error;
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
@@ -19,6 +18,7 @@ use kube::{
     },
 };
 use larder_api::{CacheDataset, labels};
+use larder_core::causes;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use std::{
@@ -189,7 +189,7 @@ impl Follow<'_> {
                 match next {
                     Ok(object) => queue.push(datasets(&object)),
                     Err(e) => {
-                        let (kind, error) = (std::any::type_name::<K>(), error::chain(&e));
+                        let (kind, error) = (std::any::type_name::<K>(), causes::chain(&e));
                         tracing::warn!(kind, error, "watch broke; beginning it again");
                     }
                 }

@@ -1,8 +1,8 @@
 //! gRPC to the workers of a dataset. Every call is bounded; a worker that does not answer is an answer too.
 
-use super::{error::chain, pods::Worker, snapshot::Statuses};
+use super::{pods::Worker, snapshot::Statuses};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use larder_core::names;
+use larder_core::{causes, names};
 use larder_proto::control::v1::{Config, ConfigureRequest, EraseRequest, StatusRequest, worker_client::WorkerClient};
 use larder_trust::{Connector, Security, worker_uri};
 use std::{
@@ -88,10 +88,10 @@ pub(super) async fn erase(of: Workers<'_>, workers: &[Worker]) -> (u64, Vec<(Str
 
 async fn client(of: Workers<'_>, address: IpAddr, timeout: Duration) -> Result<WorkerClient<Channel>, String> {
     let address = SocketAddr::from((address, names::WORKER_CONTROL_PORT));
-    let endpoint = Endpoint::from(worker_uri(of.dataset_uid, address, "/").map_err(|e| chain(&e))?).timeout(timeout);
+    let endpoint = Endpoint::from(worker_uri(of.dataset_uid, address, "/").map_err(|e| causes::chain(&e))?).timeout(timeout);
     let endpoint = endpoint.origin(http::Uri::from_static("http://larder-worker"));
     let channel = endpoint.connect_with_connector(Connector::new(of.security, CONNECT_TIMEOUT)).await;
-    Ok(WorkerClient::new(channel.map_err(|e| chain(&e))?))
+    Ok(WorkerClient::new(channel.map_err(|e| causes::chain(&e))?))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
