@@ -132,6 +132,11 @@ impl Tools {
         Ok(tools)
     }
 
+    /// Whoever counts reads, or drops the machine's page cache, holds this.
+    pub(crate) fn page_cache_lock(&self) -> PathBuf {
+        self.cache.join("page-cache.lock")
+    }
+
     /// Points the links at what this checkout pins.
     fn link(&self) -> Result<()> {
         let bin = self.cache.join("bin");

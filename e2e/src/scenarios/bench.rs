@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::larder::{BUCKET, Named, install};
-use super::training::drop_caches;
+use super::training::PageCache;
 use crate::cluster::Node;
 use crate::dataset::Dataset;
 use crate::lab::Lab;
@@ -80,7 +80,7 @@ fn plain_client(lab: &Lab, node: &Node, prefix: &str) -> Result<f64> {
     let authority = lab.cluster.run().path("bench-ca.crt");
     fs::write(&authority, lab.s3.authority()?).context("write the authority's certificate")?;
     let workers = FILES_PER_WORKER * lab.cluster.gpu_nodes().count();
-    drop_caches()?;
+    PageCache::hold(lab.cluster.tools())?.clear()?;
     let started = Instant::now();
     with_heartbeat("plain S3 client", String::new, || {
         node.command(lab.cluster.tools().s5cmd()?)?
@@ -99,7 +99,7 @@ fn plain_client(lab: &Lab, node: &Node, prefix: &str) -> Result<f64> {
 
 /// Creates the dataset; returns the seconds from the snapshot to the last byte on disk.
 fn preload_once(named: &Named<'_>, files: usize) -> Result<f64> {
-    drop_caches()?;
+    PageCache::hold(named.lab.cluster.tools())?.clear()?;
     named.create()?;
     let uid = named.object()?["metadata"]["uid"].as_str().context("the dataset has no uid")?.to_owned();
     let nodes: Vec<&Node> = named.lab.cluster.gpu_nodes().collect();
@@ -148,7 +148,7 @@ fn start_reader(named: &Named<'_>, node: &Node) -> Result<()> {
 }
 
 fn read_once(named: &Named<'_>, folder: &str) -> Result<f64> {
-    drop_caches()?;
+    PageCache::hold(named.lab.cluster.tools())?.clear()?;
     let started = Instant::now();
     with_heartbeat("reading", String::new, || {
         named.lab.cluster.exec(named.namespace, "bench", None, &["sh", "-c", READ, folder])

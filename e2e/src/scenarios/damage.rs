@@ -26,7 +26,7 @@ pub(super) fn a_byte_that_changed_on_a_disk_reaches_no_pod_after_the_worker_rest
         let workers = lab.cluster.pods(SYSTEM, &format!("larder.dev/dataset-uid={uid}"))?;
         let worker = workers.iter().find(|pod| pod["spec"]["nodeName"] == node.name()).context("the node has no worker")?;
         kill(lab, worker, "worker")?;
-        training::drop_caches()?;
+        training::PageCache::hold(lab.cluster.tools())?.clear()?;
         // The file is fetched again, so this is not an epoch that costs the origin nothing.
         named.read_everywhere(manifest, WAIT)?;
         named.remove_readers(WAIT)?;

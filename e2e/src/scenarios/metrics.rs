@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::larder::{BUCKET, Named, SYSTEM, install, upload};
-use super::training::drop_caches;
+use super::training::PageCache;
 use crate::dataset::Manifest;
 use crate::lab::Lab;
 use crate::prometheus::{DOC, Prometheus, Sample};
@@ -70,7 +70,7 @@ fn read_in_all_ways(named: &Named<'_>, manifest: &Manifest, prometheus: &Prometh
     ensure!(gone.is_err(), "a file that is not there was read");
     lab.s3.refuse(&[])?;
     named.check_holder(manifest)?;
-    drop_caches()?;
+    PageCache::hold(lab.cluster.tools())?.clear()?;
     named.check_holder(manifest)?;
     named.read_everywhere(manifest, WAIT)?;
 

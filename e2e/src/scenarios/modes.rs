@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::larder::{BUCKET, Named, SYSTEM, install, upload};
-use super::training::{Counters, drop_caches};
+use super::training::{Counters, PageCache};
 use crate::cluster::Node;
 use crate::lab::Lab;
 
@@ -28,7 +28,8 @@ pub(super) fn a_passthrough_mount_reads_local_files_in_the_kernel(lab: &Lab) -> 
     named.start_holder(node)?;
     named.check_holder(&manifest)?;
     let read_cold = || -> Result<Counters> {
-        drop_caches()?;
+        let caches = PageCache::hold(lab.cluster.tools())?;
+        caches.clear()?;
         let before = Counters::read(&named, &uid)?;
         named.check_holder(&manifest)?;
         Ok(Counters::read(&named, &uid)?.since(&before))

@@ -7,8 +7,8 @@
 
 mod counters;
 mod epoch;
+mod page_cache;
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -17,6 +17,7 @@ use serde_json::Value;
 
 pub(super) use counters::Counters;
 pub(super) use epoch::Epoch;
+pub(super) use page_cache::PageCache;
 
 use super::larder::Named;
 use super::samples::{self, NAMESPACE};
@@ -100,8 +101,9 @@ impl<'a> Training<'a> {
         if cold && number > 1 {
             self.wait_for_copies(timeout)?;
         }
+        let caches = PageCache::hold(cluster.tools())?;
         if cold {
-            drop_caches()?;
+            caches.clear()?;
         }
         let before = Counters::read(self.named, &self.uid)?;
         let open = format!("open('/tmp/epoch-{number}', 'x')");
@@ -169,10 +171,4 @@ impl<'a> Training<'a> {
         })?;
         [SUMS, JOB].iter().try_for_each(|name| cluster.delete("configmaps", Some(NAMESPACE), name))
     }
-}
-
-/// Of the whole machine: the kernel forgets what it has read, the files' pages and the mounts'.
-pub(super) fn drop_caches() -> Result<()> {
-    nix::unistd::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").context("drop the page cache")
 }
