@@ -5,6 +5,7 @@
 use crate::{CHUNK, sidecar::Sidecar, unreadable::Unreadable};
 use bytes::Bytes;
 use larder_core::checksum::{Joined, crc32c};
+use larder_io::buffers::Buffer;
 use std::{fs::File, ops::Range, os::unix::fs::FileExt as _};
 
 /// Smallest block: half of what the kernel reads ahead by default.
@@ -57,17 +58,17 @@ pub(crate) fn read(file: &File, size: u64, range: &Range<u64>, crcs: &[u32]) -> 
     }
     let blocks = covering(size, range);
     let whole = extent(size, blocks.start).start..extent(size, blocks.end - 1).end;
-    let mut buf = vec![0; (whole.end - whole.start) as usize];
-    file.read_exact_at(&mut buf, whole.start)?;
+    let mut buf = Buffer::new((whole.end - whole.start) as usize);
+    file.read_exact_at(buf.as_mut(), whole.start)?;
     let mut joined = Joined::default();
-    for (n, want) in blocks.zip(crcs) {
-        let at = extent(size, n);
-        let bytes = &buf[(at.start - whole.start) as usize..(at.end - whole.start) as usize];
-        same(bytes, &at, *want)?;
-        joined = join(joined, *want, bytes, &at, range);
+    for n in blocks.clone() {
+        let (at, want) = (extent(size, n), crcs[n - blocks.start]);
+        let bytes = &buf.as_ref()[(at.start - whole.start) as usize..(at.end - whole.start) as usize];
+        same(bytes, &at, want)?;
+        joined = join(joined, want, bytes, &at, range);
     }
     let from = (range.start - whole.start) as usize;
-    let bytes = Bytes::from(buf).slice(from..from + (range.end - range.start) as usize);
+    let bytes = buf.freeze().slice(from..from + (range.end - range.start) as usize);
     Ok(Checked { bytes, crc32c: joined.crc32c() })
 }
 
@@ -153,6 +154,27 @@ mod tests {
                 assert_eq!(matches!(got, Err(Unreadable::Rotten { .. })), hit, "{range:?} {got:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_an_earlier_read_left_in_a_buffer_is_given_to_nobody() {
+        let size = 2 * SMALLEST;
+        let (whole, _, sidecar) = file(size);
+        let reads = |file: &File| read(file, size, &(0..size), &sidecar.crcs);
+        for missing in [1, SMALLEST, size] {
+            drop(reads(&whole).unwrap());
+            let (cut, ..) = file(size);
+            cut.set_len(size - missing).unwrap();
+            assert!(matches!(reads(&cut), Err(Unreadable::Disk(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "out of bounds")]
+    fn bytes_without_a_checksum_are_given_to_nobody() {
+        let size = 2 * SMALLEST;
+        let (file, _, sidecar) = file(size);
+        let _ = read(&file, size, &(0..size), &sidecar.crcs[..1]);
     }
 
     #[test]

@@ -15,7 +15,6 @@
 //! When the process at the other end dies, the read goes down the rendezvous order; when this one dies, nothing is lost.
 #![forbid(unsafe_code)]
 
-mod buffers;
 mod client;
 mod roster;
 mod server;

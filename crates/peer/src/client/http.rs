@@ -1,7 +1,7 @@
 //! One request to one worker.
 
 use super::Options;
-use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source, buffers::Buffer};
+use crate::{CRC_HEADER, ObjectRef, SOURCE_HEADER, Source};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use larder_core::{causes, checksum::crc32c, key::ObjectKey};
+use larder_io::buffers::Buffer;
 use larder_trust::{Connector, Credentials, MOUNT_TOKEN_HEADER, Security, worker_uri};
 use parking_lot::RwLock;
 use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};

@@ -1,9 +1,9 @@
 //! Bodies that are sent piece by piece.
 
 use super::Body;
-use crate::buffers::Buffer;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use larder_io::buffers::Buffer;
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 /// Read from a file at once; two of them are in memory per answer.

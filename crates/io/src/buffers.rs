@@ -21,14 +21,18 @@ struct Idle {
     bytes: usize,
 }
 
-/// Of exactly as many bytes as were asked for; what they are at first is left over from an earlier use.
-pub(crate) struct Buffer {
+/// Of exactly as many bytes as were asked for; what they are at first is left over from an earlier use, perhaps of another
+/// dataset: whoever shares them must have written all of them.
+#[derive(Debug)]
+pub struct Buffer {
     bytes: Box<[u8]>,
     len: usize,
 }
 
 impl Buffer {
-    pub(crate) fn new(len: usize) -> Self {
+    /// One that was used before, if there is one.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
         let idle = class(len).and_then(|class| {
             let mut idle = POOL.idle.lock();
             let buffer = idle.buffers[class].pop()?;
@@ -40,7 +44,8 @@ impl Buffer {
     }
 
     /// To be shared; used again when the last of it is dropped.
-    pub(crate) fn freeze(self) -> Bytes {
+    #[must_use]
+    pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }
