@@ -5,13 +5,12 @@
 //! on this node before.
 
 use crate::mounter::{Mounter, MounterError};
+use larder_io::replace::{PowerLoss, Readers, replace};
 use larder_trust::{Bundle, IssueError, Issuer, MountToken, now};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -139,11 +138,7 @@ fn load(path: &Path) -> io::Result<Tokens> {
 }
 
 fn store(path: &Path, tokens: &Tokens) -> io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
-    file.write_all(&serde_json::to_vec_pretty(tokens)?)?;
-    file.sync_all()?;
-    fs::rename(&part, path)
+    replace(path, &serde_json::to_vec_pretty(tokens)?, Readers::Owner, PowerLoss::KeepsOne)
 }
 
 #[cfg(test)]

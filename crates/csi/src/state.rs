@@ -5,12 +5,12 @@
 
 use larder_core::names;
 use larder_fuse::protocol::mounter::Mount;
+use larder_io::replace::{PowerLoss, Readers, replace};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -151,16 +151,9 @@ impl State {
     /// All or nothing, also when the power fails.
     fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.path(record.identity());
-        let part = path.with_extension("part");
-        let run = || -> io::Result<()> {
-            let mut file = File::create(&part)?;
-            serde_json::to_writer(&mut file, record)?;
-            file.flush()?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        run().map_err(|source| StateError::Write { path: path.clone(), source })
+        let encoded = serde_json::to_vec(record).map_err(io::Error::from);
+        let written = encoded.and_then(|bytes| replace(&path, &bytes, Readers::Usual, PowerLoss::KeepsNew));
+        written.map_err(|source| StateError::Write { path, source })
     }
 }
 

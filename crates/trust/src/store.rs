@@ -3,11 +3,10 @@
 //! The file lies beside the data that they give access to, readable to its owner alone: who can read it can read the data.
 
 use crate::{Bundle, BundleError, Credentials, CredentialsError, Held, Leaf, LeafError, leaf, now};
+use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -87,11 +86,7 @@ pub async fn keep(mut held: Held, path: PathBuf) {
 }
 
 fn save(path: &Path, stored: &Stored) -> io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
-    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
-    file.sync_all()?;
-    fs::rename(&part, path)
+    replace(path, &serde_json::to_vec_pretty(stored)?, Readers::Owner, PowerLoss::KeepsOne)
 }
 
 #[cfg(test)]

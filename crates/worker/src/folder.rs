@@ -1,10 +1,11 @@
 //! The dataset's folder on this node: its lock, and the small files in it.
 
 use larder_core::names;
+use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -144,27 +145,11 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
         .ok()
 }
 
-/// Replaces a file: after a crash there is the old one or the new one. Blocks.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
-    let part = path.with_extension("part");
-    let write = || {
-        let mut file = File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    write().map_err(|source| FolderError::Disk { action: "write", path: path.to_owned(), source })
-}
-
-/// The same with JSON.
+/// Replaces a small file: after a crash there is the old one or the new one. Blocks.
 pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|e| FolderError::Disk {
-        action: "encode",
-        path: path.to_owned(),
-        source: io::Error::other(e),
-    })?;
-    replace(path, &text)
+    let disk = |action| move |source| FolderError::Disk { action, path: path.to_owned(), source };
+    let text = serde_json::to_vec_pretty(value).map_err(|e| disk("encode")(io::Error::other(e)))?;
+    replace(path, &text, Readers::Usual, PowerLoss::KeepsNew).map_err(disk("write"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     unreadable::{Unreadable, off},
 };
 use larder_core::key::ObjectKey;
+use larder_io::replace::{PowerLoss, Readers, replace};
 use nix::fcntl::OFlag;
 use std::{
     fs::{self, File},
@@ -65,9 +66,8 @@ impl Progress {
     /// Not synced: whoever loses it reads some files once more.
     fn save(&self, dir: &Path) -> io::Result<()> {
         let (path, behind) = (path(dir), self.behind.map_or_else(|| "-".to_owned(), |key| key.to_string()));
-        let part = path.with_extension("part");
-        fs::write(&part, format!("{behind} {}\n", self.ended.unwrap_or(0)))?;
-        fs::rename(part, path)
+        let text = format!("{behind} {}\n", self.ended.unwrap_or(0));
+        replace(&path, text.as_bytes(), Readers::Usual, PowerLoss::MayLose)
     }
 
     /// Time until the next pass.
