@@ -17,9 +17,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
 };
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Connections at a time: a few for each mount of the node, of which there are some hundreds at most.
@@ -46,24 +44,10 @@ pub(crate) fn listen(path: &Path) -> Result<Listener, BackingError> {
 
 /// Serves until the shutdown.
 pub(crate) async fn serve(listener: Listener, shutdown: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let accepting = async {
-        loop {
-            // Never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let conn = listener.accept().await;
-            tokio::spawn(async move {
-                if let Err(error) = talk(&conn).await {
-                    tracing::warn!(%error, "connection of the mounter for backing files broke");
-                }
-                drop(place);
-            });
-        }
-    };
-    shutdown.run_until_cancelled(accepting).await;
+    shutdown.run_until_cancelled(listener.serve(CONNECTIONS, talk)).await;
 }
 
-async fn talk(conn: &Conn) -> Result<(), FdPassError> {
+async fn talk(conn: Conn) -> Result<(), FdPassError> {
     let mut connection = None;
     while let Some((request, fd)) = conn.recv::<Request>().await? {
         let reply = answer(&mut connection, &request, fd).unwrap_or_else(|e| {

@@ -25,9 +25,13 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Semaphore,
+};
 
 /// Connections that wait for `accept`. The mounter opens a handful per node; more than this many at once is a mistake.
 const BACKLOG: i32 = 64;
@@ -116,6 +120,26 @@ impl Listener {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+
+    /// Talks with everyone who connects, with so many at a time; the others wait in the backlog. Only dropping it ends it; the
+    /// talks that are under way go on.
+    pub async fn serve<F>(&self, places: usize, talk: impl Fn(Conn) -> F)
+    where
+        F: Future<Output = Result<(), FdPassError>> + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(places));
+        // Never closed.
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            let conn = self.accept().await;
+            let (uid, talk, socket) = (conn.peer_uid, talk(conn), self.path.clone());
+            tokio::spawn(async move {
+                if let Err(error) = talk.await {
+                    tracing::warn!(socket = %socket.display(), uid, %error, "talk with another daemon of this node broke off");
+                }
+                drop(place);
+            });
         }
     }
 

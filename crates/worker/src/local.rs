@@ -10,7 +10,7 @@ use larder_fuse::{
     protocol::worker::{Reply, Request},
 };
 use std::{fs::File, io, os::fd::AsFd as _, sync::Arc};
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// Connections at a time: a few for each mount of the node, of which there are some hundreds at most. One that tells of reads
 /// lasts as long as its mount.
@@ -20,20 +20,14 @@ const ARRIVALS: usize = 2048;
 
 /// Serves until it is dropped.
 pub(crate) async fn serve(worker: Arc<Worker>, listener: Listener) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let conn = listener.accept().await;
-        let worker = Arc::clone(&worker);
-        connections.spawn(async move {
-            if let Err(error) = talk(&worker, &conn).await {
-                tracing::warn!(%error, uid = conn.peer_uid(), "talk with the mounter of this node");
-            }
-            drop(slot);
-        });
-        while connections.try_join_next().is_some() {}
-    }
+    // The talks end with it: they hold the worker, whose folder the next one waits for.
+    let over = CancellationToken::new();
+    let _guard = over.clone().drop_guard();
+    let talk = |conn| {
+        let (worker, over) = (Arc::clone(&worker), over.clone());
+        async move { over.run_until_cancelled(talk(&worker, &conn)).await.unwrap_or(Ok(())) }
+    };
+    listener.serve(CONNECTIONS, talk).await;
 }
 
 async fn talk(worker: &Arc<Worker>, conn: &Conn) -> Result<(), FdPassError> {

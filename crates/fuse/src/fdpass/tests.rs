@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{IoSlice, Read, Seek, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -143,4 +144,43 @@ async fn nobody_listening_is_an_error_that_names_the_socket() {
     assert!(error.contains("none.sock"), "{error}");
     let long = dir.path().join("x".repeat(120));
     assert!(Listener::bind(&long, &[], 0o600).is_err());
+}
+
+#[tokio::test]
+async fn who_finds_no_place_waits_until_another_leaves_also_by_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sock");
+    let listener = Listener::bind(&path, &[me()], 0o600).unwrap();
+    let begun = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&begun);
+    let serving = tokio::spawn(async move {
+        let talk = |conn: Conn| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async move {
+                while let Some((message, _)) = conn.recv::<Text>().await? {
+                    conn.send(&message, None).await?;
+                }
+                Ok(())
+            }
+        };
+        listener.serve(2, talk).await;
+    });
+    let ask = async |conn: &Conn| {
+        conn.send(&text("?"), None).await.unwrap();
+        conn.recv::<Text>().await.unwrap().unwrap();
+    };
+    let (first, second, third) = (Conn::connect(&path).await, Conn::connect(&path).await, Conn::connect(&path).await);
+    let (first, second, third) = (first.unwrap(), second.unwrap(), third.unwrap());
+    // On one thread: each of these would let the third in too, were there a place.
+    for _ in 0..5 {
+        ask(&first).await;
+        ask(&second).await;
+        assert_eq!(begun.load(Ordering::Relaxed), 2);
+    }
+    first.send(&"no text", None).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), ask(&third)).await.unwrap();
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    // A talk goes on without the one who began it.
+    ask(&second).await;
 }

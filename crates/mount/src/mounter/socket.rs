@@ -6,33 +6,20 @@ use larder_fuse::{
     protocol::mounter::{Reply, Request},
 };
 use std::{os::fd::OwnedFd, sync::Arc};
-use tokio::sync::Semaphore;
 
 /// Connections at a time. The node plugin opens one per publish; the kubelet starts a few dozen pods at once.
 const CONNECTIONS: usize = 64;
 
 /// Serves for ever.
 pub(super) async fn serve(listener: Listener, mounts: Arc<Mounts>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        // Never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let conn = listener.accept().await;
-        let mounts = Arc::clone(&mounts);
-        tokio::spawn(async move {
-            if let Err(error) = talk(&conn, &mounts).await {
-                tracing::warn!(%error, "connection of the node plugin broke");
-            }
-            drop(place);
-        });
-    }
+    listener.serve(CONNECTIONS, |conn| talk(conn, Arc::clone(&mounts))).await;
 }
 
-async fn talk(conn: &Conn, mounts: &Arc<Mounts>) -> Result<(), FdPassError> {
+async fn talk(conn: Conn, mounts: Arc<Mounts>) -> Result<(), FdPassError> {
     loop {
         let reply = match conn.recv::<Request>().await {
             Ok(None) => return Ok(()),
-            Ok(Some((request, fd))) => answer(mounts, request, fd).await,
+            Ok(Some((request, fd))) => answer(&mounts, request, fd).await,
             Err(error @ FdPassError::Decode(_)) => Reply::Error { retry: false, message: error.to_string() },
             Err(error) => return Err(error),
         };
