@@ -1,9 +1,6 @@
 //! What a worker takes on at most.
 
-use super::{
-    dataset,
-    harness::{Cluster, orders},
-};
+use super::harness::{Cluster, dataset, orders};
 use crate::objects::{FIRST_BYTE, answer};
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_origin::testing::FakeS3;
@@ -30,12 +27,7 @@ async fn an_answer_counts_as_memory_until_it_is_sent_also_one_in_one_piece() {
 async fn an_origin_that_is_slower_than_a_first_byte_may_be_is_asked_for_it_once() {
     let server = FakeS3::start().await;
     let files = dataset(&server);
-    let cluster = Cluster::start(2).await;
-    let snapshot = cluster.nodes[0].list(&server).await;
-    for node in &cluster.nodes {
-        node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
-        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
-    }
+    let (cluster, snapshot) = Cluster::with_snapshot(2, &server).await;
     let index = cluster.catalog(&snapshot).lookup(0, "big 2 +%#é.bin").unwrap().unwrap();
     let before = server.seen().gets;
     server.faults(|f| f.delay = FIRST_BYTE + Duration::from_secs(1));

@@ -1,5 +1,9 @@
 //! Starts, restarts and asks workers.
 
+mod dataset;
+
+pub(super) use dataset::{dataset, read_all, size};
+
 use crate::{
     Listeners,
     connection::{Keys, Mounted},
@@ -94,6 +98,18 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
     }
 }
 
+/// Longest wait for what is to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until it is so.
+pub(super) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn ip(n: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 0, 1, n as u8 + 1))
 }
@@ -132,6 +148,23 @@ impl Cluster {
         let cluster = Self { nodes, roster, client: Client::with_options("client", options.clone()), options, _dir: dir };
         cluster.members(count);
         cluster
+    }
+
+    /// So many workers that have the snapshot, and nothing of its files.
+    pub async fn with_snapshot(count: usize, server: &FakeS3) -> (Self, String) {
+        let cluster = Self::start(count).await;
+        let snapshot = cluster.take(server, orders(server)).await;
+        (cluster, snapshot)
+    }
+
+    /// The first lists; all get these orders for the snapshot, and have its catalog then.
+    pub async fn take(&self, server: &FakeS3, orders: pb::Config) -> String {
+        let snapshot = self.nodes[0].list(server).await;
+        for node in &self.nodes {
+            node.configure(pb::Config { snapshot: snapshot.clone(), ..orders.clone() }).await;
+            node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
+        }
+        snapshot
     }
 
     /// The first so many nodes are members; who was not one before comes with a new list.
@@ -238,7 +271,7 @@ impl Node {
 
     /// Asks for the status until it says what is waited for.
     pub async fn until<T>(&self, says: impl Fn(pb::StatusResponse) -> Option<T>) -> T {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut control = self.control().await;
         loop {
             let status = control.status(pb::StatusRequest {}).await.unwrap().into_inner();
@@ -252,13 +285,23 @@ impl Node {
 
     pub async fn list(&self, server: &FakeS3) -> String {
         self.configure(pb::Config { listing_id: "l1".into(), ..orders(server) }).await;
-        self.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await.snapshot
+        self.listed().await.snapshot
+    }
+
+    /// The listing that was ordered, when it has succeeded.
+    pub async fn listed(&self) -> pb::Listing {
+        self.until(|s| s.listing.filter(|l| l.phase() == Phase::Succeeded)).await
+    }
+
+    /// The preload that was ordered, when it has succeeded.
+    pub async fn preloaded(&self) -> pb::Preload {
+        self.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await
     }
 
     pub async fn list_and_preload(&self, server: &FakeS3) -> String {
         let snapshot = self.list(server).await;
         self.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(server) }).await;
-        self.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+        self.preloaded().await;
         snapshot
     }
 
@@ -270,7 +313,7 @@ impl Node {
     /// Waits until a counter is at a value.
     pub async fn until_metric(&self, name: &str, value: u64) {
         let line = format!("{name} {value}\n");
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let text = self.exposition.as_ref().unwrap().text().unwrap();
             if text.contains(&line) {
@@ -307,7 +350,7 @@ impl Follower {
 
     /// What is told next.
     pub async fn arrived(&self) -> Vec<u64> {
-        let told = tokio::time::timeout(Duration::from_secs(30), self.conn.recv()).await.expect("nothing arrived");
+        let told = tokio::time::timeout(PATIENCE, self.conn.recv()).await.expect("nothing arrived");
         match told.unwrap().unwrap() {
             (Reply::Arrived { inodes }, None) => inodes,
             other => panic!("{other:?}"),

@@ -1,10 +1,6 @@
 //! Copies of what is read on other nodes.
 
-use super::{
-    dataset,
-    harness::{Cluster, Follower, orders},
-    read_all, size,
-};
+use super::harness::{Cluster, Follower, dataset, orders, read_all, size};
 use bytes::Bytes;
 use larder_core::catalog::Catalog;
 use larder_fuse::protocol::worker::{Reply, Request};
@@ -20,13 +16,9 @@ use std::{
 /// Two workers with their shares, and the inodes that are on the second one only.
 async fn two_with_their_shares(server: &FakeS3, quota: u64) -> (Cluster, String, Vec<u64>) {
     let cluster = Cluster::start(2).await;
-    let snapshot = cluster.nodes[0].list(server).await;
+    let snapshot = cluster.take(server, pb::Config { preload: true, quota_bytes: quota, ..orders(server) }).await;
     for node in &cluster.nodes {
-        let config = pb::Config { snapshot: snapshot.clone(), preload: true, quota_bytes: quota, ..orders(server) };
-        node.configure(config).await;
-    }
-    for node in &cluster.nodes {
-        node.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+        node.preloaded().await;
     }
     let mut elsewhere = Vec::new();
     for inode in inodes(&cluster.catalog(&snapshot)) {
@@ -93,12 +85,7 @@ async fn what_a_node_reads_elsewhere_is_on_its_own_disk_the_next_time() {
 async fn a_copy_costs_the_origin_nothing_and_comes_when_the_owner_has_the_file() {
     let server = FakeS3::start().await;
     let files = dataset(&server);
-    let cluster = Cluster::start(2).await;
-    let snapshot = cluster.nodes[0].list(&server).await;
-    for node in &cluster.nodes {
-        node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
-        node.until(|s| s.snapshots.contains(&snapshot).then_some(())).await;
-    }
+    let (cluster, snapshot) = Cluster::with_snapshot(2, &server).await;
     let catalog = cluster.catalog(&snapshot);
     let owner = |inode: u64| cluster.owner(&catalog.object_key(inode - 1).unwrap());
     let on_b = |inode: &u64| owner(*inode) == "gpu-1" && size_of(&cluster, &snapshot, *inode) > 0;
@@ -186,7 +173,7 @@ async fn copies_make_room_for_the_own_share() {
     let [a, b] = &cluster.nodes[..] else { unreachable!() };
     a.configure(config(false, size(&files))).await;
     b.configure(config(true, 0)).await;
-    let share_of_b = b.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    let share_of_b = b.preloaded().await;
     let catalog = cluster.catalog(&snapshot);
     let of_b: Vec<u64> =
         inodes(&catalog).into_iter().filter(|i| cluster.owner(&catalog.object_key(i - 1).unwrap()) == b.name).collect();
@@ -197,7 +184,7 @@ async fn copies_make_room_for_the_own_share() {
 
     let share_of_a = size(&files) - share_of_b.bytes_total;
     a.configure(config(true, share_of_a)).await;
-    a.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await;
+    a.preloaded().await;
     assert_eq!(a.status().await.cached_bytes, share_of_a);
     assert_eq!(server.seen().bytes, size(&files));
 }

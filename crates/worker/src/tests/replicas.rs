@@ -1,10 +1,6 @@
 //! Files that are kept on more nodes than their owner.
 
-use super::{
-    dataset,
-    harness::{Cluster, orders},
-    read_all, size,
-};
+use super::harness::{Cluster, dataset, orders, read_all, size};
 use larder_origin::testing::FakeS3;
 use larder_peer::Source;
 use larder_proto::control::v1::{self as pb, Phase};

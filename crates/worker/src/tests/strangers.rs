@@ -1,6 +1,6 @@
 //! Calls of those who are not the operator.
 
-use super::harness::{UID, settings};
+use super::harness::{UID, eventually, settings};
 use crate::{Listeners, metrics::Metrics, serve, worker::Worker};
 use larder_fuse::fdpass::Listener;
 use larder_peer::Options;
@@ -76,13 +76,7 @@ async fn a_worker_takes_orders_of_the_operator_alone() {
 
     // What it has is there for the worker after it, and goes with the dataset.
     let identity = dir.path().join(UID).join("identity.json");
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while !identity.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .unwrap();
+    eventually("the certificate is stored", async || identity.exists()).await;
     let (_renew, operator) = ca.security(&Identity::Operator);
     call(address, &operator).await.unwrap().erase(pb::EraseRequest { dataset_uid: UID.into() }).await.unwrap();
     assert!(!identity.exists());
