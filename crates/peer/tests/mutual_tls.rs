@@ -216,6 +216,7 @@ async fn an_expired_certificate_is_refused_on_a_connection_that_is_open() {
     let (_renew, security) = ca.security(&worker(UID));
     let client = port.client(security, None);
     port.read(&client, UID).await.unwrap();
+    // Certificates end with a whole second.
     tokio::time::sleep(Duration::from_millis(3100)).await;
     let error = port.read(&client, UID).await.unwrap_err().to_string();
     assert!(error.contains("its certificate has expired"), "{error}");

@@ -16,7 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
@@ -117,7 +117,7 @@ impl ObjectSource for Fake {
 struct Cluster {
     client: Client,
     roster: Roster,
-    workers: BTreeMap<String, (Arc<Fake>, CancellationToken)>,
+    workers: BTreeMap<String, (Arc<Fake>, CancellationToken, JoinHandle<()>)>,
 }
 
 impl Cluster {
@@ -145,10 +145,10 @@ impl Cluster {
             };
             let (fake, stop) = (Arc::new(fake), CancellationToken::new());
             let (source, stopped) = (Arc::clone(&fake), stop.clone());
-            tokio::spawn(async move { crate::serve(listener, source, &Security::Plain, stopped).await });
+            let serving = tokio::spawn(async move { crate::serve(listener, source, &Security::Plain, stopped).await });
             roster.members.members.push(Member { node: node.clone(), weight: 1, since: 1, leaving: false });
             roster.addresses.insert(node.clone(), ip(n));
-            workers.insert(node, (fake, stop));
+            workers.insert(node, (fake, stop, serving));
         }
         let mut options = Options {
             port,
@@ -206,10 +206,11 @@ async fn the_owner_gives_exactly_the_range_from_a_file_or_a_stream() {
 
 #[tokio::test]
 async fn a_dead_owner_is_stood_in_for_and_not_asked_again_for_a_moment() {
-    let cluster = Cluster::start().await;
+    let mut cluster = Cluster::start().await;
     let order = cluster.order();
-    cluster.workers[&order[0]].1.cancel();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (_, stop, serving) = cluster.workers.remove(&order[0]).unwrap();
+    stop.cancel();
+    serving.await.unwrap();
     for _ in 0..3 {
         let got = cluster.read(3..9).await.unwrap();
         assert_eq!((got.node.as_str(), &got.bytes[..]), (order[1].as_str(), &content(3..9)[..]));
@@ -229,6 +230,7 @@ async fn a_hanging_owner_costs_its_silence_once() {
     }
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     cluster.way(&order[0], Way::File);
+    // Longer than it is taken to be down.
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(cluster.read(0..9).await.unwrap().node, order[0]);
 }
@@ -397,7 +399,7 @@ async fn a_copy_comes_whole_from_the_node_that_is_asked_or_not_at_all() {
     let started = Instant::now();
     assert!(copy("gpu-2", 5..SIZE).await.is_none() && started.elapsed() < Duration::from_millis(200));
     assert!(copy("nobody", 5..SIZE).await.is_none());
-    assert!(cluster.workers.values().all(|(w, _)| w.asked.lock().is_empty()), "nobody was made to fetch");
+    assert!(cluster.workers.values().all(|(w, ..)| w.asked.lock().is_empty()), "nobody was made to fetch");
 }
 
 #[tokio::test]

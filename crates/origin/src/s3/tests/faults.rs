@@ -40,6 +40,15 @@ impl Rig {
     }
 }
 
+/// Waits until it is so.
+async fn until(it_is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !it_is() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn whatever_goes_wrong_once_the_bytes_are_right_in_the_end() {
     let rig = Rig::start().await;
@@ -87,8 +96,9 @@ async fn an_object_that_changes_while_it_is_read_is_never_put_together_from_two_
         rig.server.put("f", content());
         let version = list(&rig.origin).await.unwrap().0["f"].version.clone();
         rig.server.faults(|f| (f.ignore_if_match, f.gets) = (ignore_if_match, [Fault::Cut].into()));
+        let gets = rig.server.seen().gets;
         let change = async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            until(|| rig.server.seen().gets > gets).await;
             rig.server.put("f", vec![0; LEN as usize]);
         };
         let (read, ()) = futures::future::join(rig.origin.read_range("f", &version, 0..LEN), change).await;
@@ -147,7 +157,7 @@ async fn the_time_to_come_again_is_heeded_by_all_requests_and_fewer_go_at_once()
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert_eq!(rig.pace.limit(), 16);
     let waiting = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until(|| rig.pace.limit() < 16).await;
         let gets = rig.server.seen().gets;
         rig.read().await.unwrap();
         (gets, Instant::now())
