@@ -131,9 +131,9 @@ impl Experiment<'_> {
 
     /// One pass; the CPU seconds are those of the daemon too.
     fn sample(&self, pass: &Pass, root: &Path, round: usize) -> anyhow::Result<Took> {
-        let before = self.mounted.cpu();
+        let before = self.mounted.daemon.cpu();
         let took = pass.over(root, round as u64 + 1)?;
-        let daemon = if root == self.mounted.path() { self.mounted.cpu() - before } else { 0.0 };
+        let daemon = if root == self.mounted.path() { self.mounted.daemon.cpu() - before } else { 0.0 };
         Ok(Took { cpu: took.cpu + daemon, ..took })
     }
 

@@ -66,7 +66,7 @@ struct Worker {
 
 /// A mounter with one mount.
 pub(crate) struct Mounter {
-    daemon: Daemon,
+    pub daemon: Daemon,
     at: PathBuf,
 }
 
@@ -190,7 +190,11 @@ impl Lab {
 
     /// Gives orders to all workers at once.
     pub fn order(&self, config: &pb::Config) -> anyhow::Result<()> {
-        let orders = self.workers.iter().map(|worker| {
+        self.order_these(&self.workers, config)
+    }
+
+    fn order_these(&self, workers: &[Worker], config: &pb::Config) -> anyhow::Result<()> {
+        let orders = workers.iter().map(|worker| {
             let (mut control, config) = (worker.control.clone(), Some(config.clone()));
             async move { control.configure(pb::ConfigureRequest { config }).await }
         });
@@ -200,8 +204,12 @@ impl Lab {
 
     /// Waits until every worker says what is waited for.
     pub fn until<T>(&self, says: impl Fn(&pb::StatusResponse) -> Option<T>) -> anyhow::Result<Vec<T>> {
+        self.until_these(&self.workers, says)
+    }
+
+    fn until_these<T>(&self, workers: &[Worker], says: impl Fn(&pb::StatusResponse) -> Option<T>) -> anyhow::Result<Vec<T>> {
         let deadline = Instant::now() + WORK;
-        let asked = self.workers.iter().map(|worker| {
+        let asked = workers.iter().map(|worker| {
             let (mut control, says) = (worker.control.clone(), &says);
             async move {
                 loop {
@@ -222,17 +230,10 @@ impl Lab {
         let first = &self.workers[..1];
         let config = |config| pb::Config { source: Some(source.clone()), ..config };
         let listing = pb::Config { generation: "list".to_owned(), listing_id: "1".to_owned(), ..pb::Config::default() };
-        let mut control = first[0].control.clone();
-        self.runtime.block_on(control.configure(pb::ConfigureRequest { config: Some(config(listing)) }))?;
-        let deadline = Instant::now() + WORK;
-        let snapshot = loop {
-            let status = self.runtime.block_on(control.status(pb::StatusRequest {}))?.into_inner();
-            if let Some(listing) = status.listing.as_ref().filter(|l| l.phase() == Phase::Succeeded) {
-                break listing.snapshot.clone();
-            }
-            anyhow::ensure!(Instant::now() < deadline, "no listing within {WORK:?}: {status:?}");
-            std::thread::sleep(LOOK);
-        };
+        self.order_these(first, &config(listing))?;
+        let listed =
+            |s: &pb::StatusResponse| Some(s.listing.as_ref().filter(|l| l.phase() == Phase::Succeeded)?.snapshot.clone());
+        let snapshot = self.until_these(first, listed)?.remove(0);
         self.order(&config(pb::Config { generation: "have".to_owned(), snapshot: snapshot.clone(), ..pb::Config::default() }))?;
         self.until(|s| s.snapshots.contains(&snapshot).then_some(()))?;
         Ok(snapshot)
@@ -372,14 +373,6 @@ impl Drop for Lab {
 impl Mounter {
     pub fn path(&self) -> &Path {
         &self.at
-    }
-
-    pub fn cpu(&self) -> f64 {
-        self.daemon.cpu()
-    }
-
-    pub fn peak_memory(&self) -> Option<u64> {
-        self.daemon.peak_memory()
     }
 
     /// Unmounts, and ends it.

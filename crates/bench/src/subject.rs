@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A set, mounted by `larder mount` in the foreground.
 pub(crate) struct Larder {
-    daemon: Daemon,
+    pub daemon: Daemon,
     at: PathBuf,
     /// From the start of the program to the mount.
     pub took: Duration,
@@ -50,14 +50,6 @@ impl Larder {
 
     pub fn path(&self) -> &Path {
         &self.at
-    }
-
-    pub fn cpu(&self) -> f64 {
-        self.daemon.cpu()
-    }
-
-    pub fn peak_memory(&self) -> Option<u64> {
-        self.daemon.peak_memory()
     }
 
     /// Unmounts and waits until the process has ended.

@@ -282,10 +282,10 @@ fn one_client(run: &Run<'_>, set: &Set, mounted: &Larder, conditions: &str) -> a
     pass.over(mounted.path(), 1)?;
     let (mut speeds, mut cpu) = (Vec::new(), Vec::new());
     for seed in 0..if run.args.quick { 3 } else { 9 } {
-        let before = mounted.cpu();
+        let before = mounted.daemon.cpu();
         let took = pass.over(mounted.path(), seed)?;
         speeds.push(took.bytes as f64 / (1u64 << 30) as f64 / took.seconds);
-        cpu.push(took.cpu + mounted.cpu() - before);
+        cpu.push(took.cpu + mounted.daemon.cpu() - before);
     }
     let spec =
         Spec { id: ID, test: "one mount, 16 readers of 256 KiB, warm, over 3.05 GiB/s", unit: "GiB/s", bound: AtLeast(1.0) };
@@ -295,7 +295,7 @@ fn one_client(run: &Run<'_>, set: &Set, mounted: &Larder, conditions: &str) -> a
 
 fn memory(run: &Run<'_>, mounted: &Larder, conditions: &str) -> Option<Row> {
     const ID: &str = "memory";
-    let peak = mounted.peak_memory().filter(|_| run.wants(ID))? as f64 / (1u64 << 20) as f64;
+    let peak = mounted.daemon.peak_memory().filter(|_| run.wants(ID))? as f64 / (1u64 << 20) as f64;
     let spec = Spec {
         id: ID,
         test: "peak memory of worker and mounter together, over the 256 MiB of a worker",

@@ -30,7 +30,7 @@ pub(super) fn measure(run: &Run<'_>, _: &mut Peaks) -> anyhow::Result<Vec<Row>> 
         let started = Instant::now();
         lab.mount(&mounter, &taken.digest)?;
         seconds.push(started.elapsed().as_secs_f64());
-        memory.push(mounter.peak_memory().context("the mounter is gone")? as f64 / (1u64 << 20) as f64);
+        memory.push(mounter.daemon.peak_memory().context("the mounter is gone")? as f64 / (1u64 << 20) as f64);
         mounter.stop()?;
     }
     lab.stop()?;

@@ -63,7 +63,7 @@ pub(super) fn measure(run: &Run<'_>, peaks: &mut Peaks) -> anyhow::Result<Vec<Ro
         })?;
         sent.push((server.seen().bytes - before) as f64);
         for mounter in mounters {
-            peaks.mounter(mounter.peak_memory());
+            peaks.mounter(mounter.daemon.peak_memory());
             mounter.stop()?;
         }
         peaks.worker(lab.peak_memory());

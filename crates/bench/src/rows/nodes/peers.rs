@@ -194,13 +194,13 @@ impl Stage {
         };
         let larder = || {
             drop_caches()?;
-            let daemons = || stage.borrow().lab.cpu() + mounter.cpu();
+            let daemons = || stage.borrow().lab.cpu() + mounter.daemon.cpu();
             let before = daemons();
             let took = pass.over(mounter.path(), 1)?;
             Ok(Took { cpu: took.cpu + daemons() - before, ..took })
         };
         let pair = Pair::measure(quick, &[Measure::MibPerSecond], plain, larder)?;
-        peaks.mounter(mounter.peak_memory());
+        peaks.mounter(mounter.daemon.peak_memory());
         mounter.stop()?;
         let per_gib = median(&pair.larder.iter().map(|t| t.cpu / (t.bytes as f64 / (1u64 << 30) as f64)).collect::<Vec<_>>());
         let conditions = format!(
