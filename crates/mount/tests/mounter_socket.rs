@@ -87,7 +87,7 @@ async fn wrong_requests_are_answered_and_harm_no_later_one() {
     let shutdown = CancellationToken::new();
     let mounter = tokio::spawn(run_with(args.clone(), client(), shutdown.clone()));
 
-    // The node plugin makes the folder when it comes up, maybe after the mounter.
+    // The node plugin makes the folder when it comes up, maybe after the mounter: by then it has tried in vain.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!mounter.is_finished(), "must wait for the folder of its socket");
     let socket = names::mounter_socket(&args.run_dir);

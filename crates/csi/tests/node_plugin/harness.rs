@@ -30,7 +30,7 @@ use std::{
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
-use tokio::{net::UnixStream, task::JoinHandle};
+use tokio::{net::UnixStream, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -43,7 +43,14 @@ const WATCHDOG: Duration = Duration::from_secs(100);
 /// Longest wait for a daemon to be there.
 const START: Duration = Duration::from_secs(20);
 
-type Api = Arc<Mutex<Option<Value>>>;
+/// The dataset as the API server has it.
+#[derive(Default)]
+struct Dataset {
+    object: Mutex<Option<Value>>,
+    looked_at: Notify,
+}
+
+type Api = Arc<Dataset>;
 type Snapshots = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
 pub struct Lab {
@@ -194,7 +201,7 @@ impl Lab {
         let (bytes, _) = builder.finish();
         let id = digest(&bytes);
         self.snapshots.lock().unwrap().insert(id.clone(), bytes);
-        *self.api.lock().unwrap() = Some(dataset(json!({"snapshot": {"id": id, "files": paths.len(), "bytes": 0}})));
+        *self.api.object.lock().unwrap() = Some(dataset(json!({"snapshot": {"id": id, "files": paths.len(), "bytes": 0}})));
     }
 
     pub fn next_snapshot(&self, path: &str) {
@@ -207,11 +214,16 @@ impl Lab {
 
     pub fn set_not_ready(&self, reason: &str, message: &str) {
         let condition = json!({"type": "Ready", "status": "False", "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
-        *self.api.lock().unwrap() = Some(dataset(json!({"conditions": [condition]})));
+        *self.api.object.lock().unwrap() = Some(dataset(json!({"conditions": [condition]})));
     }
 
     pub fn lose_dataset(&self) {
-        *self.api.lock().unwrap() = None;
+        *self.api.object.lock().unwrap() = None;
+    }
+
+    /// Waits until the plugin has looked at the dataset once more.
+    pub async fn until_looked_at(&self) {
+        tokio::time::timeout(START, self.api.looked_at.notified()).await.expect("nobody looks at the dataset");
     }
 
     pub async fn restart_plugin(&mut self) {
@@ -335,7 +347,10 @@ fn client(api: &Api) -> kube::Client {
     let api = Arc::clone(api);
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
         let wanted = request.uri().path() == "/apis/larder.dev/v1alpha1/namespaces/vision/cachedatasets/imagenet";
-        let object = api.lock().unwrap().clone().filter(|_| wanted);
+        let object = api.object.lock().unwrap().clone().filter(|_| wanted);
+        if wanted {
+            api.looked_at.notify_waiters();
+        }
         let (status, body) = match object {
             Some(object) => (200, object),
             None => (

@@ -215,7 +215,7 @@ async fn a_dataset_that_is_not_ready_is_waited_for_and_then_named() {
 
     // It becomes ready while the kubelet waits.
     let (published, ()) = tokio::join!(lab.publish(&target), async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        lab.until_looked_at().await;
         lab.set_ready();
     });
     published.unwrap();

@@ -89,6 +89,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 async fn a_daemon_waits_for_the_ca_and_then_has_a_certificate() {
     let operator = Operator::new(Lifetimes::default().leaf);
     let daemon = daemon(&operator.serve(Identity::Operator).await);
+    // However long it takes: it has nobody to trust.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(daemon.held.now().is_err());
     daemon.bundle.send_replace(Some(operator.bundle().to_pem()));
