@@ -67,12 +67,14 @@ impl Link<'_> {
         loop {
             self.tell(life).await?;
             if mem::take(away) {
-                tracing::info!("the keeper is back and has everything");
+                tracing::info!("the keeper is back");
             }
             tokio::select! {
                 () = self.shared.work.notified() => {}
                 () = sleep_until(next) => {}
-                unasked = self.conn.recv::<Reply>() => return Err(if unasked?.is_some() { LinkError::Senseless } else { LinkError::HungUp }),
+                unasked = self.conn.recv::<Reply>() => {
+                    return Err(if unasked?.is_some() { LinkError::Senseless } else { LinkError::HungUp });
+                }
             }
             if Instant::now() >= next || self.is_asked() {
                 life = self.learn().await?;
