@@ -44,6 +44,9 @@ enum Command {
     /// Daemon: answers FUSE requests
     #[command(hide = true)]
     Mounter(larder_mount::mounter::Args),
+    /// Daemon: holds what mounts need to outlive the other daemons
+    #[command(hide = true)]
+    Keeper(larder_keeper::Args),
     /// Fails while pods have datasets mounted (hook of `helm uninstall`)
     #[command(hide = true)]
     UninstallCheck(larder_operator::uninstall::Args),
@@ -51,7 +54,7 @@ enum Command {
 
 impl Command {
     fn is_daemon(&self) -> bool {
-        matches!(self, Self::Operator(_) | Self::Worker(_) | Self::Node(_) | Self::Mounter(_))
+        matches!(self, Self::Operator(_) | Self::Worker(_) | Self::Node(_) | Self::Mounter(_) | Self::Keeper(_))
     }
 }
 
@@ -93,6 +96,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Worker(args) => larder_worker::run(args, shutdown()?).await,
         Command::Node(args) => larder_csi::run(args, shutdown()?).await,
         Command::Mounter(args) => larder_mount::mounter::run(args, shutdown()?).await,
+        Command::Keeper(args) => larder_keeper::run(args, shutdown()?).await,
         Command::UninstallCheck(args) => larder_operator::uninstall::run(args, shutdown()?).await,
     }?;
     Ok(ExitCode::SUCCESS)

@@ -17,11 +17,15 @@ pub const OPERATOR_ADMIN_PORT: u16 = 7481;
 pub const NODE_ADMIN_PORT: u16 = 7482;
 /// Admin port of the mounter.
 pub const MOUNTER_ADMIN_PORT: u16 = 7483;
+/// Admin port of the keeper.
+pub const KEEPER_ADMIN_PORT: u16 = 7484;
 
 /// User id of the mounter.
 pub const MOUNTER_UID: u32 = 65531;
 /// User id of the workers.
 pub const WORKER_UID: u32 = 65532;
+/// User id of the keeper.
+pub const KEEPER_UID: u32 = 65533;
 
 /// Host folder of the sockets; one folder per daemon beneath it.
 pub const RUN_DIR: &str = "/var/lib/larder/run";
@@ -65,6 +69,12 @@ pub fn worker_socket(run_dir: &std::path::Path, dataset_uid: &str) -> std::path:
 #[must_use]
 pub fn mounter_socket(run_dir: &std::path::Path) -> std::path::PathBuf {
     run_dir.join("mounter").join("mounter.sock")
+}
+
+/// Socket of the keeper, in the keeper's run folder.
+#[must_use]
+pub fn keeper_socket(run_dir: &std::path::Path) -> std::path::PathBuf {
+    run_dir.join("keeper").join("keeper.sock")
 }
 
 /// The node plugin's socket for backing files.

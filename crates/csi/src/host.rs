@@ -3,7 +3,7 @@
 //! Paths are resolved within the host's root, links included: what is a link on the host leads where it does on the host.
 
 use anyhow::{Context as _, ensure};
-use larder_core::names::{self, MOUNTER_UID, WORKER_UID};
+use larder_core::names::{self, KEEPER_UID, MOUNTER_UID, WORKER_UID};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
@@ -59,7 +59,7 @@ impl Host {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// The sockets' folders, for the mounter, the workers and this process.
+    /// The sockets' folders, for the mounter, the workers, the keeper and this process.
     pub(crate) fn prepare_run_dir(&self) -> Result<(), HostError> {
         let root = self.open_root()?;
         let mut at = root;
@@ -71,6 +71,7 @@ impl Host {
         make(&at, &path, Path::new("node"), None)?;
         make(&at, &path, Path::new("mounter"), Some((MOUNTER_UID, 0o755)))?;
         make(&at, &path, Path::new("worker"), Some((WORKER_UID, 0o755)))?;
+        make(&at, &path, Path::new("keeper"), Some((KEEPER_UID, 0o755)))?;
         Ok(())
     }
 
@@ -167,6 +168,7 @@ mod tests {
         }
         assert_eq!(owner_and_mode(&at("var/lib/larder/run/mounter")), (MOUNTER_UID, 0o755));
         assert_eq!(owner_and_mode(&at("var/lib/larder/run/worker")), (WORKER_UID, 0o755));
+        assert_eq!(owner_and_mode(&at("var/lib/larder/run/keeper")), (KEEPER_UID, 0o755));
         assert_eq!(owner_and_mode(&at("mnt/nvme0/larder")), (WORKER_UID, 0o750));
         assert_eq!(owner_and_mode(&at("disks/1/larder")), (WORKER_UID, 0o750));
         assert!(!at("mnt/later").exists());

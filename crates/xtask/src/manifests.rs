@@ -120,10 +120,32 @@ pub fn put(path: &Path, text: &str, check: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_core::names;
+    use serde::Deserialize as _;
+    use serde_json::{Value, json};
 
     #[test]
     fn what_only_helm_understands_is_left_out() {
         let rendered = "metadata:\n  name: a\n  annotations:\n    helm.sh/resource-policy: keep\n  labels:\n    helm.sh/chart: l-1\n    a: b\n    app.kubernetes.io/managed-by: Helm\n";
         assert_eq!(by_hand(rendered), "metadata:\n  name: a\n  labels:\n    a: b\n");
+    }
+
+    #[test]
+    fn mounter_and_keeper_are_restricted_in_everything_but_host_paths() {
+        let text = fs::read_to_string(root().join("manifests/larder.yaml")).unwrap();
+        let objects = serde_yaml::Deserializer::from_str(&text).map(|object| Value::deserialize(object).unwrap());
+        let sets: Vec<Value> = objects.filter(|object| object["kind"] == "DaemonSet").collect();
+        for (name, uid) in [("larder-mounter", names::MOUNTER_UID), ("larder-keeper", names::KEEPER_UID)] {
+            let set = sets.iter().find(|set| set["metadata"]["name"] == name).unwrap();
+            let pod = &set["spec"]["template"]["spec"];
+            let user = json!({ "runAsNonRoot": true, "runAsUser": uid, "runAsGroup": uid, "seccompProfile": { "type": "RuntimeDefault" } });
+            assert_eq!(pod["securityContext"], user, "{name}");
+            let [container] = pod["containers"].as_array().unwrap().as_slice() else { panic!("{name}: {pod}") };
+            let limits = json!({ "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } });
+            assert_eq!(container["securityContext"], limits, "{name}");
+            for key in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+                assert!(pod.get(key).is_none(), "{name}: {key}");
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@ pub fn run(args: &Args) -> Result<()> {
         ("Mounter", "7483", larder_mount::metrics::exposition()),
         ("Worker", "7472", larder_worker::metrics::exposition()),
         ("Node plugin", "7482", larder_csi::exposition()),
+        ("Keeper", "7484", larder_keeper::metrics::exposition()),
         ("Operator", "7481", larder_operator::exposition()),
     ];
     let read = |path| fs::read_to_string(super::manifests::root().join(path)).with_context(|| format!("read {path}"));

@@ -89,7 +89,7 @@ fn all_are_up(lab: &Lab, prometheus: &Prometheus) -> Result<()> {
     lab.cluster.wait_until("all daemons scraped", SCRAPED, || {
         let up = samples(prometheus, "min by (component) (up)")?;
         let found: BTreeSet<&str> = up.iter().filter_map(|(labels, _)| labels["component"].as_str()).collect();
-        ensure!(found == BTreeSet::from(["mounter", "node", "operator", "worker"]), "scraped are {up:?}");
+        ensure!(found == BTreeSet::from(["keeper", "mounter", "node", "operator", "worker"]), "scraped are {up:?}");
         ensure!(up.iter().all(|(_, value)| *value == 1.0), "not all answer: {up:?}");
         Ok(())
     })
