@@ -71,6 +71,21 @@ pub fn mounter_socket(run_dir: &std::path::Path) -> std::path::PathBuf {
     run_dir.join("mounter").join("mounter.sock")
 }
 
+/// Beginning of the keeper's keys of FUSE sessions; the mount identity follows.
+pub const HELD_SESSIONS: &str = "session/";
+
+/// Locked by the process that serves the mounts of this node.
+#[must_use]
+pub fn mounter_lock(run_dir: &std::path::Path) -> std::path::PathBuf {
+    run_dir.join("mounter/serving.lock")
+}
+
+/// The mounter's certificate and key, for the next process.
+#[must_use]
+pub fn mounter_identity(run_dir: &std::path::Path) -> std::path::PathBuf {
+    run_dir.join("mounter/identity.json")
+}
+
 /// Socket of the keeper, in the keeper's run folder.
 #[must_use]
 pub fn keeper_socket(run_dir: &std::path::Path) -> std::path::PathBuf {

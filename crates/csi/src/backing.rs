@@ -1,7 +1,7 @@
 //! Registers backing files for the mounter, which serves FUSE connections but has no right to.
 //!
-//! Holds nothing beyond a socket connection: the FUSE descriptor that came over it goes with it, so that a mounter's death ends
-//! its mounts. What is registered belongs to the FUSE connection and outlives this process.
+//! Holds nothing beyond a socket connection: the FUSE descriptor that came over it goes with it. What is registered belongs to the
+//! FUSE connection, and outlives this process and the mounter.
 
 use larder_core::names::MOUNTER_UID;
 use larder_fuse::{

@@ -12,11 +12,12 @@
 //!        backing ◄─unix socket── mounter: files that the kernel is to read itself
 //! ```
 //!
-//! The only privileged daemon. It holds no data, no cloud credentials, and keeps no FUSE descriptor beyond the mounter's life:
-//! the mounter alone does.
+//! The only privileged daemon. It holds no data and no cloud credentials. It and the keeper hold the FUSE descriptors that the
+//! mounter serves, and never read from them.
 //! Owner of the kernel's mounts beneath the kubelet's folder and of the state records. When it dies, mounts live on and no pod
 //! starts or ends; at the next start it compares its records with the mount table and goes on. Every call may be repeated.
-//! No path that may lead into FUSE is touched without a deadline.
+//! No path that may lead into FUSE is touched without a deadline; mounts that no mounter serves are ended after a while
+//! (`watchdog`).
 #![forbid(unsafe_code)]
 
 mod backing;
@@ -34,6 +35,7 @@ mod reconcile;
 mod registration;
 mod server;
 mod state;
+mod watchdog;
 
 pub use server::{Args, run, run_with};
 

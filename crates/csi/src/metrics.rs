@@ -12,6 +12,9 @@ pub(crate) const CALL_DURATION: &str = "larder_node_csi_call_duration_seconds";
 /// Volumes of pods that are published on this node.
 pub(crate) const PUBLISHED: &str = "larder_node_published_volumes";
 
+/// Mounts that were ended because no mounter served them. The exposed name has the suffix `_total`.
+pub(crate) const ABORTED: &str = "larder_node_aborted_mounts";
+
 labels! {
     struct Call { method: &'static str, code: String }
 }
@@ -26,6 +29,7 @@ pub(crate) struct Metrics {
     calls: Family<Call, Counter>,
     took: Family<Method, Durations>,
     pub(crate) published: Gauge,
+    pub(crate) aborted: Counter,
 }
 
 impl Metrics {
@@ -34,6 +38,7 @@ impl Metrics {
         exposition.family(CALLS, "Calls of the kubelet, by method and gRPC code", metrics.calls.clone());
         exposition.family(CALL_DURATION, "How long calls of the kubelet took", metrics.took.clone());
         exposition.single(PUBLISHED, "Volumes of pods that are published on this node", metrics.published.clone());
+        exposition.single(ABORTED, "Mounts that were ended because no mounter served them", metrics.aborted.clone());
         metrics
     }
 

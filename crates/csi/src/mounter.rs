@@ -5,6 +5,7 @@ use larder_fuse::{
     protocol::mounter::{Mount, Reply, Request},
 };
 use std::{
+    collections::BTreeSet,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -66,6 +67,14 @@ impl Mounter {
         let request = Request::Permit { dataset_uid: dataset_uid.to_owned(), token: token.to_owned() };
         match self.ask(&request, None, patience).await? {
             Reply::Permitted {} => Ok(()),
+            other => Err(MounterError::Unexpected(other)),
+        }
+    }
+
+    /// Identities that it serves.
+    pub(crate) async fn served(&self, patience: Duration) -> Result<BTreeSet<String>, MounterError> {
+        match self.ask(&Request::List {}, None, patience).await? {
+            Reply::Mounts(mounts) => Ok(mounts.into_iter().map(|mount| mount.identity).collect()),
             other => Err(MounterError::Unexpected(other)),
         }
     }

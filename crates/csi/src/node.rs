@@ -20,6 +20,7 @@ use crate::{
     state::State,
 };
 use error::NodeError;
+use larder_keeper::client::Held;
 use larder_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
     NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
@@ -47,6 +48,9 @@ pub(crate) struct Plugin {
     pub(crate) state: State,
     pub(crate) datasets: Datasets,
     pub(crate) mounter: Mounter,
+    /// FUSE connections and what the next mounter must know of them. Nothing is done with them here: as long as one of mounter,
+    /// keeper and this process is alive, no mount ends.
+    pub(crate) held: Held,
     /// None where nobody asks for them.
     pub(crate) permits: Option<Permits>,
     pub(crate) prober: Prober,

@@ -15,9 +15,11 @@ use crate::{
     reconcile::reconcile,
     registration::Registration,
     state::State,
+    watchdog,
 };
 use anyhow::Context as _;
 use larder_core::names;
+use larder_keeper::client::Held;
 use larder_proto::{
     csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
     pluginregistration::v1::registration_server::RegistrationServer,
@@ -30,6 +32,7 @@ use std::{
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{net::UnixListener, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -60,6 +63,9 @@ pub struct Args {
     /// Certificates
     #[command(flatten)]
     pub trust: larder_trust::Flags,
+    /// How long readers may wait in a mount that no mounter serves, before it is ended for them (seconds)
+    #[arg(long, env = "LARDER_ABORT_SECONDS", default_value_t = 120)]
+    pub abort_seconds: u64,
     /// Address of the admin port
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::NODE_ADMIN_PORT)))]
     pub admin_addr: SocketAddr,
@@ -96,6 +102,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         state: State::open(&layout.state())?,
         datasets: Datasets::new(client),
         mounter,
+        held: Held::start(names::keeper_socket(&host.inside(&args.run_dir))),
         permits,
         prober: Prober::default(),
         metrics: Metrics::register(&mut exposition),
@@ -138,6 +145,11 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let keep = host.keep_prepared(shutdown.clone());
     tasks.spawn(async move {
         keep.await;
+        Ok(())
+    });
+    let (watched, end, limit) = (Arc::clone(&plugin), shutdown.clone(), Duration::from_secs(args.abort_seconds));
+    tasks.spawn(async move {
+        end.run_until_cancelled(watchdog::watch(&watched, limit)).await;
         Ok(())
     });
     let renew = shutdown.clone();

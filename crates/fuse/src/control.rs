@@ -25,6 +25,14 @@ pub enum ControlError {
         /// Why.
         source: io::Error,
     },
+    /// The same.
+    #[error("look at FUSE connection {minor}: {source}")]
+    Look {
+        /// Minor number of the mount's device.
+        minor: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// /sys is read-only or the mount is gone.
     #[error("set read-ahead of FUSE mount 0:{minor}: {source}")]
     ReadAhead {
@@ -40,15 +48,16 @@ pub enum ControlError {
 /// # Errors
 /// No such connection.
 pub fn abort(minor: u32) -> Result<(), ControlError> {
-    let wrap = |source| ControlError::Abort { minor, source };
-    let file = connection(minor).join("abort");
-    match fs::write(&file, "1") {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !has_fusectl() => {
-            mount_fusectl().map_err(wrap)?;
-            fs::write(&file, "1").map_err(wrap)
-        }
-        result => result.map_err(wrap),
-    }
+    with_fusectl(|| fs::write(connection(minor).join("abort"), "1")).map_err(|source| ControlError::Abort { minor, source })
+}
+
+/// Requests that are not answered yet.
+///
+/// # Errors
+/// No such connection.
+pub fn waiting(minor: u32) -> Result<u64, ControlError> {
+    let read = || fs::read_to_string(connection(minor).join("waiting"))?.trim().parse().map_err(io::Error::other);
+    with_fusectl(read).map_err(|source| ControlError::Look { minor, source })
 }
 
 /// Sets how far the kernel reads ahead. To be called after the session has answered INIT, which sets it to at most 128 KiB.
@@ -62,6 +71,17 @@ pub fn set_read_ahead(minor: u32, kib: u32) -> Result<(), ControlError> {
 
 fn connection(minor: u32) -> PathBuf {
     Path::new(CONNECTIONS).join(minor.to_string())
+}
+
+/// Mounts fusectl if it is needed and missing.
+fn with_fusectl<T>(run: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match run() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !has_fusectl() => {
+            mount_fusectl()?;
+            run()
+        }
+        result => result,
+    }
 }
 
 /// The folder is empty as long as the file system is not mounted; with it there are at least its connections or none, so the

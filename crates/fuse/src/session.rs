@@ -1,16 +1,33 @@
 //! The event loop of one FUSE connection, on a descriptor that somebody else has opened and mounted.
+//!
+//! ```text
+//! first process    begin(filesystem, fuse) ─► exchange() is kept by others ─► start(): INIT is answered
+//! the next one     resume(filesystem, fuse, exchange) ──────────────────────► start(): what was not answered is sent again
+//! ```
+//!
+//! The kernel asks INIT once in a connection's life. So fuser is always shown INIT on a socket pair, the first time as the kernel
+//! has just sent it, later as it was kept; when it has answered, the connection takes the place of the socket. The kernel gets
+//! the answer that the first process gave, and no other.
 
 use crate::device::{self, DeviceError};
-use fuser::{Config, Filesystem, Session, SessionACL};
+use fuser::{Config, Filesystem, Session as Loop, SessionACL};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde::{Deserialize, Serialize};
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
     time::Duration,
 };
 use tokio::sync::oneshot;
 
 /// INIT waits in the queue since mount(2); when nothing is there after this time, somebody else has read it.
 const INIT_PATIENCE: Duration = Duration::from_secs(5);
+/// More than any INIT and its answer, and no less than the kernel wants a reader to have room for.
+const MESSAGE: usize = 64 * 1024;
+/// FUSE_NOTIFY_RESEND of linux/fuse.h, since Linux 6.9.
+const RESEND: i32 = 7;
+/// Set by the kernel in the `unique` of a request that it sends again (FUSE_UNIQUE_RESEND).
+const SENT_AGAIN: u64 = 1 << 63;
 
 /// Why a session did not start.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +41,9 @@ pub enum SessionError {
     /// The kernel and we do not agree.
     #[error("FUSE handshake: {0}")]
     Handshake(io::Error),
+    /// This program would have answered INIT in another way than the one that did.
+    #[error("this version of the program cannot go on with a mount that another version has made; let that one serve it")]
+    OtherAnswer,
     /// No thread.
     #[error("start thread of FUSE session: {0}")]
     Thread(io::Error),
@@ -32,30 +52,140 @@ pub enum SessionError {
 /// Resolves when the session ends: the mount was unmounted everywhere, or the connection aborted.
 pub type Ended = oneshot::Receiver<io::Result<()>>;
 
-/// Answers INIT and then serves the connection in `threads` threads of its own. Blocks for the handshake, at most about
-/// [`INIT_PATIENCE`]. Never unmounts: that is the node plugin's.
-///
-/// All threads read one descriptor, not clones of it: a request that was read through a clone is lost with it, and a process
-/// that takes the connection over could not answer it.
+/// INIT and its answer, as bytes. Whoever goes on with a connection must have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+/// A session that has not started: nothing is answered yet.
+pub struct Session<F: Filesystem> {
+    session: Loop<F>,
+    fuse: OwnedFd,
+    exchange: Exchange,
+    resumed: bool,
+}
+
+impl<F: Filesystem> Session<F> {
+    /// Reads INIT. Blocks for at most about [`INIT_PATIENCE`].
+    ///
+    /// All threads read one descriptor, not clones of it: a request that was read through a clone is lost with it, and a process
+    /// that takes the connection over could not answer it.
+    ///
+    /// # Errors
+    /// A descriptor that cannot be served.
+    pub fn begin(filesystem: F, fuse: OwnedFd, threads: usize) -> Result<Self, SessionError> {
+        device::check(&fuse)?;
+        wait_readable(&fuse)?;
+        let request = read(&fuse).map_err(SessionError::Handshake)?;
+        let (session, answer) = negotiate(filesystem, &request, threads)?;
+        Ok(Self { session, fuse, exchange: Exchange { request, answer }, resumed: false })
+    }
+
+    /// Goes on with a connection whose last process is dead, or has stopped to read from it.
+    ///
+    /// # Errors
+    /// A descriptor that is not FUSE; [`SessionError::OtherAnswer`].
+    pub fn resume(filesystem: F, fuse: OwnedFd, exchange: &Exchange, threads: usize) -> Result<Self, SessionError> {
+        device::check(&fuse)?;
+        let (session, answer) = negotiate(filesystem, &exchange.request, threads)?;
+        if answer != exchange.answer {
+            return Err(SessionError::OtherAnswer);
+        }
+        Ok(Self { session, fuse, exchange: exchange.clone(), resumed: true })
+    }
+
+    /// For the next process.
+    #[must_use]
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Answers INIT, or asks the kernel for what was not answered, and serves the connection in threads of its own. Never
+    /// unmounts: that is the node plugin's.
+    ///
+    /// # Errors
+    /// The connection has ended; no thread.
+    pub fn start(self, name: &str) -> Result<Ended, SessionError> {
+        let Self { session, fuse, exchange, resumed } = self;
+        // SAFETY: both are open descriptors of this process; the number that is given a new meaning is the session's, which
+        // goes on using it by number.
+        if unsafe { libc::dup3(fuse.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+            return Err(SessionError::Handshake(io::Error::last_os_error()));
+        }
+        if resumed {
+            match resend(&fuse) {
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                    tracing::warn!(
+                        name,
+                        "this kernel (before 6.9) does not send requests again; those in flight wait for ever"
+                    );
+                }
+                sent => sent.map_err(SessionError::Handshake)?,
+            }
+        } else {
+            write(&fuse, &exchange.answer).map_err(SessionError::Handshake)?;
+        }
+        let (done, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name(format!("fuse-{}", name.get(..8).unwrap_or(name)))
+            .spawn(move || {
+                // Nobody listening means that the daemon is going down.
+                let _ = done.send(session.run());
+            })
+            .map_err(SessionError::Thread)?;
+        Ok(ended)
+    }
+}
+
+/// The name of a request in its connection, the same when it is sent again.
+#[must_use]
+pub fn unique(request: &fuser::Request) -> u64 {
+    request.unique().0 & !SENT_AGAIN
+}
+
+/// Answers INIT and serves the connection, for a process whose mounts end with it.
 ///
 /// # Errors
 /// A descriptor that cannot be served.
 pub fn serve<F: Filesystem>(filesystem: F, fuse: OwnedFd, name: &str, threads: usize) -> Result<Ended, SessionError> {
-    device::check(&fuse)?;
-    wait_readable(&fuse)?;
-    let mut config = Config::default();
-    config.n_threads = Some(threads.max(1));
-    config.clone_fd = false;
-    let session = Session::from_fd(filesystem, fuse, SessionACL::All, config).map_err(SessionError::Handshake)?;
-    let (done, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(format!("fuse-{}", name.get(..8).unwrap_or(name)))
-        .spawn(move || {
-            // Nobody listening means that the daemon is going down.
-            let _ = done.send(session.run());
-        })
-        .map_err(SessionError::Thread)?;
-    Ok(ended)
+    Session::begin(filesystem, fuse, threads)?.start(name)
+}
+
+/// Shows INIT to fuser; gives its answer.
+fn negotiate<F: Filesystem>(filesystem: F, request: &[u8], threads: usize) -> Result<(Loop<F>, Vec<u8>), SessionError> {
+    let run = || -> io::Result<(Loop<F>, Vec<u8>)> {
+        let (kernel, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        write(&kernel, request)?;
+        let mut config = Config::default();
+        config.n_threads = Some(threads.max(1));
+        config.clone_fd = false;
+        let session = Loop::from_fd(filesystem, ours, SessionACL::All, config)?;
+        Ok((session, read(&kernel)?))
+    };
+    run().map_err(SessionError::Handshake)
+}
+
+/// Kernels before 6.9 refuse it with EINVAL.
+fn resend(fuse: &OwnedFd) -> io::Result<()> {
+    // fuse_out_header: length, code, unique 0 for a notification.
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&RESEND.to_ne_bytes());
+    write(fuse, &message)
+}
+
+fn read(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; MESSAGE];
+    let n = nix::unistd::read(fd, &mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+/// Whole messages only: that is how both sockets of this kind and the device take them.
+fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    nix::unistd::write(fd, bytes).map(drop).map_err(Into::into)
 }
 
 fn wait_readable(fuse: &OwnedFd) -> Result<(), SessionError> {

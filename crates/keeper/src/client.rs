@@ -110,6 +110,11 @@ impl Held {
         self.wait(patience, |state| state.is_learned(round).then_some(true)).await
     }
 
+    /// Does the keeper hold all of this? Asks it, and waits no longer than this.
+    pub async fn is_deposited(&self, patience: Duration) -> bool {
+        self.fetch(patience).await && self.shared.state.lock().is_all_kept()
+    }
+
     /// Waits until there is a result; false when the time is over.
     async fn wait(&self, patience: Duration, result: impl Fn(&State) -> Option<bool>) -> bool {
         let mut progress = self.shared.progress.subscribe();

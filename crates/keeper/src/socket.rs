@@ -7,7 +7,7 @@ use larder_fuse::{
 };
 use parking_lot::Mutex;
 use std::{os::fd::AsFd as _, path::Path, sync::Arc};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 /// Connections at a time; there are two that stay, and each may have a message of 64 KiB here.
 const CONNECTIONS: usize = 64;
@@ -32,25 +32,17 @@ impl Keeper {
 
     /// Serves; when the future is dropped, all connections end and everything that is held is closed.
     pub async fn serve(self) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut talks = JoinSet::new();
-        loop {
-            // Never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let conn = self.listener.accept().await;
-            let store = Arc::clone(&self.store);
-            talks.spawn(async move {
-                if let Err(error) = talk(&conn, &store).await {
-                    tracing::warn!(%error, "connection broke");
-                }
-                drop(place);
-            });
-            while talks.try_join_next().is_some() {}
-        }
+        let stop = CancellationToken::new();
+        let _with_this = stop.clone().drop_guard();
+        let talk = |conn| {
+            let (stop, store) = (stop.clone(), Arc::clone(&self.store));
+            async move { stop.run_until_cancelled(talk(conn, &store)).await.unwrap_or(Ok(())) }
+        };
+        self.listener.serve(CONNECTIONS, talk).await;
     }
 }
 
-async fn talk(conn: &Conn, store: &Mutex<Store>) -> Result<(), FdPassError> {
+async fn talk(conn: Conn, store: &Mutex<Store>) -> Result<(), FdPassError> {
     loop {
         let (reply, fd) = match conn.recv::<Request>().await {
             Ok(None) => return Ok(()),

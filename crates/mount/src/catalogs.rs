@@ -78,14 +78,30 @@ impl Catalogs {
                 blocking(digest, |digest| Catalog::open_as(file, digest)).await?
             }
         };
+        Ok(self.share(catalog, dataset_uid, &mut held))
+    }
+
+    /// The catalog, of a file that another mounter has left; nobody is asked for it.
+    pub(crate) async fn adopt(&self, dataset_uid: &str, digest: &str, file: File) -> Result<Arc<Catalog<File>>, CatalogsError> {
+        let slot = Arc::clone(self.slots.lock().entry(digest.to_owned()).or_default());
+        let mut held = slot.lock().await;
+        if let Some(catalog) = held.upgrade() {
+            return Ok(catalog);
+        }
+        let catalog = blocking(digest, |digest| Catalog::open_as(file, digest)).await?;
+        Ok(self.share(catalog, dataset_uid, &mut held))
+    }
+
+    fn share(&self, catalog: Catalog<File>, dataset_uid: &str, held: &mut Weak<Catalog<File>>) -> Arc<Catalog<File>> {
         let catalog = Arc::new(catalog);
+        let digest = catalog.digest();
         let (copies, uid, name) = (self.copies.clone(), dataset_uid.to_owned(), digest.to_owned());
         keep_whole(&catalog, HEAL_PAUSE, move || {
             let (copies, uid, name) = (copies.clone(), uid.clone(), name.clone());
             async move { copies.fetch(&uid, &name).await }
         });
         *held = Arc::downgrade(&catalog);
-        Ok(catalog)
+        catalog
     }
 
     /// Forgets a catalog that nobody has any more.

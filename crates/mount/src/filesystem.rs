@@ -9,6 +9,7 @@ mod failures;
 mod listing;
 mod opens;
 mod read;
+mod slots;
 
 pub use attributes::Look;
 
@@ -20,9 +21,10 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use larder_core::catalog::{Catalog, Kind, NAME_MAX};
-use larder_fuse::protocol::mounter::Mode;
+use larder_fuse::{protocol::mounter::Mode, session};
 use opens::OpenTable;
 use read::Reader;
+use slots::Slots;
 use std::{
     ffi::OsStr,
     fs::File,
@@ -59,8 +61,21 @@ pub struct Opening {
     pub wanted: Mode,
     /// Without, there is no passthrough.
     pub backings: Option<Arc<dyn Backings>>,
+    /// What is open on a passthrough mount, noted for the next process: a file of [`Opening::table`], or one that another
+    /// process has left. Without, one that goes with this process.
+    pub table: Option<Arc<File>>,
     /// What comes of it.
     pub outcome: Arc<Outcome>,
+}
+
+impl Opening {
+    /// A new file for what will be open.
+    ///
+    /// # Errors
+    /// Out of memory or descriptors.
+    pub fn table() -> io::Result<File> {
+        Slots::file()
+    }
 }
 
 /// What came of how files were to be opened. Each is set at most once.
@@ -92,7 +107,7 @@ impl<B: Backend> DatasetFs<B> {
     }
 
     /// Decides how files are opened and says so to the kernel.
-    fn choose_mode(&mut self, config: &mut KernelConfig) {
+    fn choose_mode(&mut self, config: &mut KernelConfig) -> io::Result<()> {
         let backings = self.opening.backings.clone();
         let offered = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
         // 1 lets the mount lie beneath an overlay; files that lie on one themselves cannot be backing files then.
@@ -102,15 +117,16 @@ impl<B: Backend> DatasetFs<B> {
         let mode = match backings {
             // Asked for only when it is used: a connection with it refuses other things.
             Some(backings) if opens::resolve(self.opening.wanted, &self.catalog) == Mode::Passthrough && can(config) => {
-                let table = Arc::new(OpenTable::new(backings, Arc::clone(&self.opening.outcome)));
-                self.runtime.spawn(opens::keep_tidy(Arc::downgrade(&table)));
-                self.opens = Some(table);
+                let _runtime = self.runtime.enter();
+                let file = self.opening.table.as_ref().map_or_else(Slots::file, |file| file.try_clone())?;
+                self.opens = Some(OpenTable::start(backings, Arc::clone(&self.opening.outcome), file)?);
                 Mode::Passthrough
             }
             _ => Mode::NoOpen,
         };
         // A session answers INIT once.
         let _ = (self.opening.outcome.kernel_can.set(offered), self.opening.outcome.mode.set(mode));
+        Ok(())
     }
 
     fn failed(&self, operation: &'static str, inode: INodeNo, error: &FsError) -> Errno {
@@ -163,14 +179,14 @@ impl<B: Backend> DatasetFs<B> {
     }
 
     /// Opens at once what is or was open, else in a task: the local file is the worker's to give.
-    fn open_in_table(&self, table: &Arc<OpenTable>, inode: u64, size: u64, reply: ReplyOpen) {
-        if let Some(way) = table.again(inode, size) {
-            return way.reply(inode, reply);
+    fn open_in_table(&self, table: &Arc<OpenTable>, inode: u64, size: u64, handle: u64, reply: ReplyOpen) {
+        if let Some(way) = table.again(inode, size, handle) {
+            return way.reply(handle, reply);
         }
         let (table, reader, identity) = (Arc::clone(table), Arc::clone(&self.reader), Arc::clone(&self.identity));
         self.runtime.spawn(async move {
             let way = table.way(reader.local_file(inode, size).await, &identity).await;
-            table.first(inode, way).reply(inode, reply);
+            table.first(inode, way, handle).reply(handle, reply);
         });
     }
 
@@ -232,8 +248,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         if config.set_max_background(MAX_BACKGROUND).is_err() {
             tracing::debug!(identity = &*self.identity, "kernel refused the number of background requests");
         }
-        self.choose_mode(config);
-        Ok(())
+        self.choose_mode(config)
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -252,9 +267,9 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match (self.open_file(ino, flags), &self.opens) {
-            (Ok(size), Some(table)) => self.open_in_table(table, ino.0, size, reply),
+            (Ok(size), Some(table)) => self.open_in_table(table, ino.0, size, session::unique(request), reply),
             // Told once, the kernel opens and closes without us from then on, and keeps the page cache.
             (Ok(_), None) => reply.error(Errno::ENOSYS),
             (Err(e), _) => reply.error(self.failed("open", ino, &e)),
@@ -265,14 +280,14 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
         if let Some(table) = &self.opens {
-            table.release(ino.0);
+            table.release(ino.0, handle.0);
         }
         reply.ok();
     }

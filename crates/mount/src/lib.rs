@@ -10,9 +10,8 @@
 //! ```
 //!
 //! The state of a mount is a pure function of the snapshot: inode = position in the catalog + 1, directory offset = position,
-//! FORGET does nothing. What this process adds is memory only: open local files, connections, counters. When it dies, readers
-//! get ENOTCONN until the node plugin publishes a new superblock; nothing on disk needs repair, as the catalogs it keeps are
-//! fetched again at the next start.
+//! FORGET does nothing. What is open is noted in memory that outlives this process, and with the connection it is held by others
+//! too (`docs/design/takeover.md`): when this process dies, the next one goes on, and readers wait for a moment.
 #![forbid(unsafe_code)]
 
 mod asker;
@@ -24,5 +23,6 @@ pub mod metrics;
 pub mod mounter;
 mod node;
 pub mod passthrough;
+mod supervisor;
 
 pub use node::OpenFiles;

@@ -21,17 +21,20 @@ pub trait Backings: Send + Sync + 'static {
         file: Arc<dyn AsFd + Send + Sync>,
     ) -> Pin<Box<dyn Future<Output = Result<u32, RegisterError>> + Send + '_>>;
 
-    /// Forgets an id, sooner or later. Never waits.
-    fn unregister(&self, id: u32);
+    /// Forgets an id, whether or not there is one. MUST end within about two seconds.
+    ///
+    /// # Errors
+    /// Nobody could be asked: the id may be there still.
+    fn unregister(&self, id: u32) -> Pin<Box<dyn Future<Output = Result<(), RegisterError>> + Send + '_>>;
 }
 
 /// Why a file is not a backing file.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// The kernel says no.
-    #[error("register backing file: {0}")]
+    #[error("register or forget backing file: {0}")]
     Refused(io::Error),
     /// Nobody could ask it.
-    #[error("register backing file: {0}")]
+    #[error("register or forget backing file: {0}")]
     Unreachable(String),
 }

@@ -80,6 +80,7 @@ async fn wrong_requests_are_answered_and_harm_no_later_one() {
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 1,
         open_files: 4,
+        serve: true,
         drain_seconds: 0,
     };
     fs::create_dir_all(&args.catalog_dir).unwrap();

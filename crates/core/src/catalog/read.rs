@@ -147,6 +147,11 @@ impl<R: ReadAt> Catalog<R> {
         Err(CatalogError::Digest { wanted: digest.to_owned(), found: self.digest.clone() })
     }
 
+    /// The copy that is read now.
+    pub fn file(&self) -> Arc<R> {
+        self.file.load_full()
+    }
+
     /// From now on reads another copy of the same catalog. What was damaged is read anew; positions stay what they are.
     ///
     /// # Errors

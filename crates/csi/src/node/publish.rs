@@ -92,7 +92,7 @@ impl Plugin {
             match self.prober.probe(old.device, &path, PROBE).await {
                 Probe::Alive(_) if mount::is_identity(&old, identity) => return Ok(()),
                 Probe::Hung => return Err(NodeError::Hung(path)),
-                // Its mounter died. Targets that show it stay dead until their pods start again.
+                // Everybody who held it died. Targets that show it stay dead until their pods start again.
                 answer => tracing::warn!(identity, ?answer, "replacing a superblock that is not alive"),
             }
             let old = path.clone();
@@ -118,7 +118,7 @@ impl Plugin {
         let (layout, identity) = (self.layout.clone(), record.identity().to_owned());
         let fuse = spawn_blocking(move || mount::new_superblock(&layout, &identity)).await??;
         self.mounter.serve(&record.mount, fuse.as_fd(), SERVE).await?;
-        // From here on the mounter alone holds the connection: it is dead when the mounter is.
+        // The mounter has given it to the keeper, of whom this process has it too.
         drop(fuse);
         self.expect_alive(path).await?;
         if let Some(mount) = mount::top(path)?

@@ -2,6 +2,7 @@
 
 use super::{Plugin, error::NodeError};
 use crate::mount;
+use larder_core::names;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,8 @@ impl Plugin {
     /// Removes a superblock that is shown nowhere. When its mounter is alive, its session ends by that.
     pub(crate) async fn release(&self, identity: &str) -> Result<(), NodeError> {
         clear(&self.layout.superblock(identity)).await?;
+        // The mounter does so too, if it is alive.
+        self.held.remove_prefix(&format!("{}{identity}/", names::HELD_SESSIONS));
         self.state.remove(identity)?;
         Ok(())
     }

@@ -185,6 +185,10 @@ impl Lab {
         mountinfo::at(&table, target).into_iter().cloned().collect()
     }
 
+    pub fn superblock(&self, identity: &str) -> PathBuf {
+        self.kubelet().join("plugins/csi.larder.dev/mounts").join(identity)
+    }
+
     /// Mount options of the topmost layer.
     pub fn options(&self, target: &Path) -> Vec<String> {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -411,6 +415,7 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 2,
         open_files: 16,
+        serve: true,
         drain_seconds: 0,
     };
     let socket = args.run_dir.join("mounter/mounter.sock");
@@ -429,6 +434,7 @@ async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<
         tiers: vec!["nvme=/mnt/nvme0".into()],
         namespace: "larder-system".into(),
         trust: larder_trust::Flags::without_certificates(),
+        abort_seconds: 3,
         admin_addr: ([127, 0, 0, 1], 0).into(),
     };
     let registration = args.kubelet_dir.join("plugins_registry/larder@csi.larder.dev-reg.sock");

@@ -172,6 +172,25 @@ async fn a_hung_mounter_hangs_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn readers_of_a_mount_that_no_mounter_serves_do_not_wait_for_ever() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    lab.stop_mounter().await;
+    // In place of its connection, one that somebody holds.
+    let identity = lab.layers(&target)[1].source.clone();
+    let (fuse, superblock) = (device::open().unwrap(), lab.superblock(&identity));
+    device::mount(fuse.as_fd(), &superblock, &identity).unwrap();
+    let (looked, reading) = (superblock.clone(), Instant::now());
+    let read = tokio::task::spawn_blocking(move || fs::read_dir(looked)).await.unwrap();
+    assert!(device::is_dead(&read.unwrap_err()));
+    assert!(reading.elapsed() >= Duration::from_secs(3), "{:?}", reading.elapsed());
+    assert_eq!(errno(fs::read_dir(&superblock)), libc::ENOTCONN);
+    lab.unpublish(&target).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_target_shows_the_same_snapshot_whatever_restarts() {
     let Some(mut lab) = Lab::start().await else { return };
     let (old, new) = (lab.target("old"), lab.target("new"));

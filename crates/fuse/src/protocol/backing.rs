@@ -2,7 +2,7 @@
 //! them and the mounter has the files.
 //!
 //! One socket connection speaks of one FUSE connection, the one that `Attach` brings. The plugin forgets it when the socket
-//! closes, so that a FUSE connection is dead when its mounter is; what was registered stays the FUSE connection's.
+//! closes; what was registered stays the FUSE connection's, until it or the id is forgotten.
 
 use serde::{Deserialize, Serialize};
 

@@ -77,6 +77,10 @@ impl State {
         }
     }
 
+    pub(super) fn is_all_kept(&self) -> bool {
+        self.items.values().all(|entry| matches!(entry.standing, Standing::Kept(_)))
+    }
+
     /// Asks for a comparison that begins from now on.
     pub(super) fn ask(&mut self) -> u64 {
         self.asked += 1;

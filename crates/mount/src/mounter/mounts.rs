@@ -2,6 +2,7 @@
 
 use super::{
     ended::{EndedMounts, SHOWN, Series},
+    kept::{self, Keeping, Kept, KeptError},
     page::{MountPage, NodePage},
 };
 use crate::{
@@ -14,19 +15,21 @@ use crate::{
 use larder_core::{catalog::Catalog, names};
 use larder_fuse::{
     protocol::mounter::{Mount, Served},
-    session::{self, Ended, SessionError},
+    session::{self, Ended, Exchange, SessionError},
 };
 use larder_trust::TokenError;
 use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Longest wait for a catalog within one request; below the 10 s that the node plugin lets the kubelet wait. The fetch goes
 /// on, so that the next request finds it.
@@ -43,8 +46,10 @@ pub(super) enum MountError {
     Catalog(#[from] CatalogsError),
     #[error("catalog {0} is still being fetched")]
     StillFetching(String),
-    #[error("duplicate the FUSE descriptor of {identity}: {source}")]
-    Duplicate { identity: String, source: std::io::Error },
+    #[error("duplicate a descriptor of {identity}: {source}")]
+    Duplicate { identity: String, source: io::Error },
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     #[error("serve {identity}: {source}")]
     Session { identity: String, source: SessionError },
     #[error("mount token of dataset {dataset_uid}: {source}")]
@@ -65,14 +70,19 @@ pub(super) struct Mounts {
     metrics: Metrics,
     run_dir: PathBuf,
     fuse_threads: usize,
+    keeping: Keeping,
     table: Mutex<Table>,
     /// Number of sessions, for those who wait until there are none.
     sessions: watch::Sender<usize>,
+    /// A session has ended although it is mounted.
+    broken: CancellationToken,
 }
 
 #[derive(Default)]
 struct Table {
     last_session: u64,
+    /// Names of sessions that this process has begun or gone on with, or knows that it cannot.
+    names: BTreeSet<String>,
     sessions: BTreeMap<u64, Session>,
     /// Catalogs that were asked for and are not mounted yet, by identity.
     prepared: BTreeMap<String, (String, Arc<Catalog<File>>)>,
@@ -80,20 +90,44 @@ struct Table {
 }
 
 struct Session {
+    name: String,
     mount: Mount,
     outcome: Arc<Outcome>,
 }
 
+/// A connection that is to be served.
+struct Connection {
+    name: String,
+    mount: Mount,
+    look: Look,
+    catalog: Arc<Catalog<File>>,
+    fuse: OwnedFd,
+    table: Arc<File>,
+    /// When another process has begun.
+    exchange: Option<Exchange>,
+}
+
 impl Mounts {
-    pub(super) fn new(node: Node, catalogs: Catalogs, metrics: Metrics, run_dir: &Path, fuse_threads: usize) -> Self {
+    pub(super) fn new(
+        node: Node,
+        catalogs: Catalogs,
+        metrics: Metrics,
+        run_dir: &Path,
+        fuse_threads: usize,
+        keeping: Keeping,
+    ) -> Self {
         let sessions = watch::Sender::new(0);
-        Self { node, catalogs, metrics, run_dir: run_dir.to_owned(), fuse_threads, table: Mutex::default(), sessions }
+        let run_dir = run_dir.to_owned();
+        let (table, broken) = (Mutex::default(), CancellationToken::new());
+        Self { node, catalogs, metrics, run_dir, fuse_threads, keeping, table, sessions, broken }
     }
 
     /// Shows the token to workers from now on.
     pub(super) fn permit(&self, dataset_uid: &str, token: &str) -> Result<(), MountError> {
         let failed = |source| MountError::Token { dataset_uid: dataset_uid.to_owned(), source };
-        self.node.tokens.set(dataset_uid, token).map_err(failed)
+        self.node.tokens.set(dataset_uid, token).map_err(failed)?;
+        self.keeping.permit(dataset_uid, token);
+        Ok(())
     }
 
     /// Gets the catalog here, so that `serve` cannot fail for want of it.
@@ -108,9 +142,53 @@ impl Mounts {
     pub(super) async fn serve(self: &Arc<Self>, mount: Mount, fuse: OwnedFd) -> Result<(), MountError> {
         let look = check(&mount)?;
         let catalog = self.catalog(&mount).await?;
-        let duplicate = fuse.try_clone();
-        let duplicate = duplicate.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })?;
-        let backings = Plugin::new(names::backing_socket(&self.run_dir), duplicate, &Handle::current());
+        let table = Opening::table().map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })?;
+        let name = kept::name(&mount.identity);
+        self.table.lock().names.insert(name.clone());
+        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange: None }).await
+    }
+
+    /// Goes on with all sessions that others hold and that this process does not know yet.
+    pub(super) async fn take_over(self: &Arc<Self>) {
+        for (dataset_uid, token) in self.keeping.permits() {
+            // One that is over is of no use, and the node plugin brings another.
+            if self.node.tokens.get(&dataset_uid).is_none()
+                && let Err(error) = self.node.tokens.set(&dataset_uid, &token)
+            {
+                tracing::info!(dataset_uid, %error, "a mount token that was held is not used");
+            }
+        }
+        let unknown = |name: &String| !self.table.lock().names.contains(name);
+        for name in self.keeping.sessions().into_iter().filter(unknown) {
+            match self.go_on(&name).await {
+                Ok(()) => {}
+                // The rest of it may still be on its way here.
+                Err(MountError::Kept(error @ KeptError::Missing(..))) => tracing::warn!(name, %error, "not taken over yet"),
+                Err(error) => {
+                    tracing::error!(name, %error, "a mount cannot be taken over; its readers wait for a mounter that can");
+                    self.table.lock().names.insert(name);
+                }
+            }
+        }
+    }
+
+    async fn go_on(self: &Arc<Self>, name: &str) -> Result<(), MountError> {
+        let Kept { name, mount, exchange, fuse, table, catalog } = self.keeping.get(name)?;
+        let look = check(&mount)?;
+        let catalog = self.catalogs.adopt(&mount.dataset_uid, &mount.snapshot, catalog).await?;
+        self.table.lock().names.insert(name.clone());
+        let exchange = Some(exchange);
+        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange }).await
+    }
+
+    async fn run(self: &Arc<Self>, connection: Connection) -> Result<(), MountError> {
+        let Connection { name, mut mount, look, catalog, fuse, table, exchange } = connection;
+        let duplicate = || {
+            let duplicate = fuse.try_clone();
+            duplicate.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })
+        };
+        let (for_plugin, for_keeper) = (duplicate()?, duplicate()?);
+        let backings = Plugin::new(names::backing_socket(&self.run_dir), for_plugin);
         let series = (mount.dataset_uid.clone(), mount.identity.clone());
         let (session, reads) = {
             let mut table = self.table.lock();
@@ -121,29 +199,44 @@ impl Mounts {
         let worker = LocalWorker::new(names::worker_socket(&self.run_dir, &mount.dataset_uid));
         let hedged = reads.hedged.clone();
         let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker, hedged);
-        let opening = Opening { wanted: mount.mode, backings: Some(Arc::new(backings)), outcome: Arc::default() };
+        let (backings, opens) = (Some(Arc::new(backings) as _), Some(Arc::clone(&table)));
+        let opening = Opening { wanted: mount.mode, backings, table: opens, outcome: Arc::default() };
         let outcome = Arc::clone(&opening.outcome);
-        let filesystem = DatasetFs::new(&mount.identity, catalog, look, backend, reads, opening, Handle::current());
-        let (name, threads) = (mount.identity.clone(), self.fuse_threads);
-        let started = tokio::task::spawn_blocking(move || session::serve(filesystem, fuse, &name, threads));
-        let started = started
-            .await
-            .map_err(|e| MountError::Task("FUSE handshake", e))
-            .and_then(|started| started.map_err(|source| MountError::Session { identity: mount.identity.clone(), source }));
-        let ended = match started {
+        let filesystem =
+            DatasetFs::new(&mount.identity, Arc::clone(&catalog), look, backend, reads, opening, Handle::current());
+        let resumed = exchange.is_some();
+        let threads = self.fuse_threads;
+        let started = async {
+            let began = handshake(&mount, move || match exchange {
+                Some(exchange) => session::Session::resume(filesystem, fuse, &exchange, threads),
+                None => session::Session::begin(filesystem, fuse, threads),
+            });
+            let began = began.await?;
+            mount.mode = outcome.mode.get().copied().unwrap_or(mount.mode);
+            if !resumed {
+                self.keep(&name, &mount, began.exchange(), for_keeper, &table, &catalog).await;
+            }
+            let identity = mount.identity.clone();
+            handshake(&mount, move || began.start(&identity)).await
+        };
+        let ended = match started.await {
             Ok(ended) => ended,
             Err(e) => {
+                // Of a session that was begun elsewhere somebody else may make more.
+                if !resumed {
+                    self.keeping.ended(&name);
+                }
                 self.count_no_more(series);
                 return Err(e);
             }
         };
-        tracing::info!(identity = mount.identity, session, mode = ?outcome.mode.get(), "serving");
+        tracing::info!(identity = mount.identity, session, mode = ?mount.mode, resumed, "serving");
         {
             let mut table = self.table.lock();
             table.prepared.remove(&mount.identity);
             // Once more: the session before it may have ended meanwhile.
             table.ended.is_back(&series);
-            table.sessions.insert(session, Session { mount, outcome });
+            table.sessions.insert(session, Session { name, mount, outcome });
         }
         self.sessions.send_modify(|n| *n += 1);
         self.metrics.mounts.inc();
@@ -151,17 +244,36 @@ impl Mounts {
         Ok(())
     }
 
+    /// Before INIT is answered: no reader may depend on what only this process has.
+    async fn keep(&self, name: &str, mount: &Mount, exchange: &Exchange, fuse: OwnedFd, table: &File, catalog: &Catalog<File>) {
+        match self.keeping.session(name, mount, exchange, fuse, table, catalog).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                identity = mount.identity,
+                "the keeper does not answer; until it does, this mount ends with this process"
+            ),
+            Err(error) => tracing::error!(identity = mount.identity, %error, "this mount ends with this process"),
+        }
+    }
+
     async fn drop_when_ended(self: Arc<Self>, session: u64, ended: Ended) {
         let result = ended.await;
-        let mount = self.table.lock().sessions.remove(&session).map(|s| s.mount);
+        let removed = self.table.lock().sessions.remove(&session);
         self.metrics.mounts.dec();
         self.sessions.send_modify(|n| *n -= 1);
-        let Some(mount) = mount else { return };
+        let Some(Session { name, mount, .. }) = removed else { return };
         match result {
             Ok(Ok(())) => tracing::info!(identity = mount.identity, session, "unmounted"),
-            Ok(Err(error)) => tracing::error!(identity = mount.identity, session, %error, "FUSE session broke"),
-            Err(_) => tracing::error!(identity = mount.identity, session, "FUSE session panicked"),
+            Ok(Err(error)) => {
+                tracing::error!(identity = mount.identity, session, %error, "FUSE session broke");
+                return self.broken.cancel();
+            }
+            Err(_) => {
+                tracing::error!(identity = mount.identity, session, "FUSE session panicked");
+                return self.broken.cancel();
+            }
         }
+        self.keeping.ended(&name);
         self.catalogs.release(&mount.snapshot);
         self.count_no_more((mount.dataset_uid, mount.identity));
     }
@@ -232,6 +344,11 @@ impl Mounts {
         }
     }
 
+    /// Cancelled when the next process has to go on with what this one has.
+    pub(super) fn broken(&self) -> CancellationToken {
+        self.broken.clone()
+    }
+
     /// Waits until nothing is served.
     pub(super) async fn all_gone(&self) {
         // Fails only when the sender is gone, and that is ours.
@@ -246,6 +363,14 @@ impl Mounts {
             Err(_) => Err(MountError::StillFetching(mount.snapshot.clone())),
         }
     }
+}
+
+async fn handshake<T: Send + 'static>(
+    mount: &Mount,
+    run: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
+) -> Result<T, MountError> {
+    let done = tokio::task::spawn_blocking(run).await.map_err(|e| MountError::Task("FUSE handshake", e))?;
+    done.map_err(|source| MountError::Session { identity: mount.identity.clone(), source })
 }
 
 /// The names become parts of paths, the modes go to the kernel.

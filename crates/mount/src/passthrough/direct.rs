@@ -4,6 +4,7 @@ use super::{Backings, RegisterError};
 use larder_fuse::backing;
 use std::{
     future::Future,
+    io,
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::Arc,
@@ -30,9 +31,11 @@ impl Backings for Direct {
         Box::pin(std::future::ready(backing::register(&self.0, file.as_fd()).map_err(RegisterError::Refused)))
     }
 
-    fn unregister(&self, id: u32) {
-        if let Err(error) = backing::unregister(&self.0, id) {
-            tracing::debug!(id, %error, "forget backing file");
-        }
+    fn unregister(&self, id: u32) -> Pin<Box<dyn Future<Output = Result<(), RegisterError>> + Send + '_>> {
+        let forgotten = match backing::unregister(&self.0, id) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(RegisterError::Refused),
+        };
+        Box::pin(std::future::ready(forgotten))
     }
 }

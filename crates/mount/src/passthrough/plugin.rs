@@ -7,33 +7,33 @@ use larder_fuse::protocol::backing::{Reply, Request};
 use std::{
     future::Future,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     pin::Pin,
     sync::Arc,
-    time::Duration,
 };
-use tokio::sync::mpsc;
-
-/// Between two attempts to have an id forgotten.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// The node plugin, asked about one FUSE connection.
 #[derive(Debug)]
-pub(crate) struct Plugin {
-    asker: Arc<Asker<Request, Reply>>,
-    unused: mpsc::UnboundedSender<u32>,
-}
+pub(crate) struct Plugin(Asker<Request, Reply>);
 
 impl Plugin {
-    /// `connection` is a duplicate of the descriptor that is served. Ids to forget are told by a task of its own, so that nobody
-    /// waits for it; it ends with this. There are never more of them than files were open.
-    pub(crate) fn new(socket: PathBuf, connection: OwnedFd, runtime: &tokio::runtime::Handle) -> Self {
-        let asker = Arc::new(Asker::with_greeting(socket, Request::Attach {}, connection));
-        let (unused, waiting) = mpsc::unbounded_channel();
-        runtime.spawn(forget(Arc::clone(&asker), waiting));
-        Self { asker, unused }
+    /// `connection` is a duplicate of the descriptor that is served.
+    pub(crate) fn new(socket: PathBuf, connection: OwnedFd) -> Self {
+        Self(Asker::with_greeting(socket, Request::Attach {}, connection))
     }
+
+    async fn ask(&self, request: Request, file: Option<BorrowedFd<'_>>) -> Result<Reply, RegisterError> {
+        match self.0.ask(&request, file).await {
+            Ok((Reply::Error { errno }, _)) => Err(RegisterError::Refused(io::Error::from_raw_os_error(errno))),
+            Ok((reply, _)) => Ok(reply),
+            Err(e) => Err(RegisterError::Unreachable(e.to_string())),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> RegisterError {
+    RegisterError::Unreachable(format!("the node plugin answered {reply:?}"))
 }
 
 impl Backings for Plugin {
@@ -42,31 +42,19 @@ impl Backings for Plugin {
         file: Arc<dyn AsFd + Send + Sync>,
     ) -> Pin<Box<dyn Future<Output = Result<u32, RegisterError>> + Send + '_>> {
         Box::pin(async move {
-            match self.asker.ask(&Request::Register {}, Some(file.as_fd())).await {
-                Ok((Reply::Registered { id }, _)) => Ok(id),
-                Ok((Reply::Error { errno }, _)) => Err(RegisterError::Refused(io::Error::from_raw_os_error(errno))),
-                Ok((reply, _)) => Err(RegisterError::Unreachable(format!("the node plugin answered {reply:?}"))),
-                Err(e) => Err(RegisterError::Unreachable(e.to_string())),
+            match self.ask(Request::Register {}, Some(file.as_fd())).await? {
+                Reply::Registered { id } => Ok(id),
+                reply => Err(unexpected(&reply)),
             }
         })
     }
 
-    fn unregister(&self, id: u32) {
-        // Fails only when the task is gone, and it ends with this or with the process.
-        let _ = self.unused.send(id);
-    }
-}
-
-async fn forget(asker: Arc<Asker<Request, Reply>>, mut waiting: mpsc::UnboundedReceiver<u32>) {
-    while let Some(id) = waiting.recv().await {
-        // An id that is not forgotten keeps its file's space on the disk.
-        while let Err(error) = asker.ask(&Request::Unregister { id }, None).await {
-            tracing::debug!(id, %error, "forget backing file; trying again");
-            // The mount is over: the connection takes its ids along.
-            if waiting.is_closed() {
-                return;
+    fn unregister(&self, id: u32) -> Pin<Box<dyn Future<Output = Result<(), RegisterError>> + Send + '_>> {
+        Box::pin(async move {
+            match self.ask(Request::Unregister { id }, None).await? {
+                Reply::Unregistered {} => Ok(()),
+                reply => Err(unexpected(&reply)),
             }
-            tokio::time::sleep(RETRY).await;
-        }
+        })
     }
 }

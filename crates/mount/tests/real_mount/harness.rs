@@ -24,7 +24,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     ops::Range,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -60,10 +60,27 @@ pub struct FakeBackend {
     slow: watch::Sender<usize>,
     go: watch::Sender<bool>,
     complete: AtomicBool,
-    disk: tempfile::TempDir,
+    disk: PathBuf,
 }
 
 impl FakeBackend {
+    /// `disk` is an empty folder, or one of a backend with the same files.
+    pub fn new(catalog: &Catalog<File>, disk: PathBuf) -> Self {
+        let paths = catalog.file_indices().map(|index| {
+            let index = index.unwrap();
+            (index + 1, (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size()))
+        });
+        Self {
+            paths: paths.collect(),
+            open: Mutex::default(),
+            rejected: Mutex::default(),
+            slow: watch::Sender::new(0),
+            go: watch::Sender::new(false),
+            complete: AtomicBool::new(false),
+            disk,
+        }
+    }
+
     pub fn wait_for_slow_reads(&self, count: usize) {
         let mut slow = self.slow.subscribe();
         futures_wait(async move { slow.wait_for(|n| *n >= count).await.map(drop).unwrap() });
@@ -85,7 +102,7 @@ impl FakeBackend {
 
     /// As a worker does to make room.
     pub fn remove_from_disk(&self) {
-        for entry in fs::read_dir(self.disk.path()).unwrap() {
+        for entry in fs::read_dir(&self.disk).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
         self.open.lock().unwrap().clear();
@@ -102,7 +119,7 @@ fn futures_wait(future: impl Future<Output = ()> + Send) {
 }
 
 /// The backend is shared with the test.
-pub struct Shared(Arc<FakeBackend>);
+pub struct Shared(pub Arc<FakeBackend>);
 
 impl Backend for Shared {
     fn known_file(&self, inode: u64) -> Option<Arc<File>> {
@@ -122,8 +139,10 @@ impl Backend for Shared {
         }
         let mut open = self.0.open.lock().unwrap();
         let file = open.entry(inode).or_insert_with(|| {
-            let on_disk = self.0.disk.path().join(inode.to_string());
-            fs::write(&on_disk, &bytes).unwrap();
+            let on_disk = self.0.disk.join(inode.to_string());
+            if !on_disk.exists() {
+                fs::write(&on_disk, &bytes).unwrap();
+            }
             Arc::new(File::open(on_disk).unwrap())
         });
         Some(Arc::clone(file))
@@ -155,25 +174,18 @@ impl Backend for Shared {
     }
 }
 
-pub struct Mounted {
-    target: tempfile::TempDir,
-    minor: u32,
-    pub backend: Arc<FakeBackend>,
-    pub reads: ReadCounters,
-    pub outcome: Arc<Outcome>,
-    ended: session::Ended,
-    runtime: Option<Runtime>,
+/// A mount that nobody serves yet.
+pub struct Superblock {
+    pub target: tempfile::TempDir,
+    pub minor: u32,
+    pub fuse: OwnedFd,
     /// Dropping it calls the watchdog off.
-    _watchdog: mpsc::Sender<()>,
+    pub watchdog: mpsc::Sender<()>,
 }
 
-impl Mounted {
+impl Superblock {
     /// None where FUSE cannot be mounted.
-    pub fn new(files: &[(String, u64)]) -> Option<Self> {
-        Self::with_mode(files, Mode::NoOpen)
-    }
-
-    pub fn with_mode(files: &[(String, u64)], wanted: Mode) -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let target = tempfile::tempdir().unwrap();
         let mounted = device::open().and_then(|fuse| device::mount(fuse.as_fd(), target.path(), "test").map(|()| fuse));
         let fuse = match mounted {
@@ -186,32 +198,44 @@ impl Mounted {
         };
         let table = mountinfo::read().unwrap();
         let minor = mountinfo::at(&table, target.path())[0].device.1;
-        let watchdog = start_watchdog(minor);
+        Some(Self { target, minor, fuse, watchdog: start_watchdog(minor) })
+    }
+}
 
+pub struct Mounted {
+    target: tempfile::TempDir,
+    minor: u32,
+    pub backend: Arc<FakeBackend>,
+    pub reads: ReadCounters,
+    pub outcome: Arc<Outcome>,
+    ended: session::Ended,
+    runtime: Option<Runtime>,
+    _disk: tempfile::TempDir,
+    /// Dropping it calls the watchdog off.
+    _watchdog: mpsc::Sender<()>,
+}
+
+impl Mounted {
+    /// None where FUSE cannot be mounted.
+    pub fn new(files: &[(String, u64)]) -> Option<Self> {
+        Self::with_mode(files, Mode::NoOpen)
+    }
+
+    pub fn with_mode(files: &[(String, u64)], wanted: Mode) -> Option<Self> {
+        let Superblock { target, minor, fuse, watchdog } = Superblock::new()?;
         let catalog = Arc::new(mk_catalog(files));
-        let paths = catalog.file_indices().map(|index| {
-            let index = index.unwrap();
-            (index + 1, (catalog.path(index).unwrap(), catalog.entry(index).unwrap().size()))
-        });
-        let backend = Arc::new(FakeBackend {
-            paths: paths.collect(),
-            open: Mutex::default(),
-            rejected: Mutex::default(),
-            slow: watch::Sender::new(0),
-            go: watch::Sender::new(false),
-            complete: AtomicBool::new(false),
-            disk: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
-        });
+        let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let backend = Arc::new(FakeBackend::new(&catalog, disk.path().to_owned()));
         let reads = Metrics::default().reads("uid", "test");
         let runtime = Runtime::new().unwrap();
         let look = Look { uid: 1234, gid: 4321, file_mode: 0o440, dir_mode: 0o550 };
         let shared = Shared(Arc::clone(&backend));
         let backings: Arc<dyn Backings> = Arc::new(Direct::new(fuse.try_clone().unwrap()));
-        let opening = Opening { wanted, backings: Some(backings), outcome: Arc::default() };
+        let opening = Opening { wanted, backings: Some(backings), table: None, outcome: Arc::default() };
         let outcome = Arc::clone(&opening.outcome);
         let filesystem = DatasetFs::new("test", catalog, look, shared, reads.clone(), opening, runtime.handle().clone());
         let ended = session::serve(filesystem, fuse, "test", 2).unwrap();
-        Some(Self { target, minor, backend, reads, outcome, ended, runtime: Some(runtime), _watchdog: watchdog })
+        Some(Self { target, minor, backend, reads, outcome, ended, runtime: Some(runtime), _disk: disk, _watchdog: watchdog })
     }
 
     pub fn root(&self) -> PathBuf {
@@ -261,7 +285,7 @@ fn start_watchdog(minor: u32) -> mpsc::Sender<()> {
     off
 }
 
-fn mk_catalog(files: &[(String, u64)]) -> Catalog<File> {
+pub fn mk_catalog(files: &[(String, u64)]) -> Catalog<File> {
     let mut builder = Builder::new("s3://bucket/");
     for (path, size) in files {
         let mtime_ns = 1_700_000_000_000_000_007;

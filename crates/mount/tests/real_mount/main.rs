@@ -3,6 +3,7 @@
 
 mod harness;
 mod modes;
+mod takeover;
 
 use harness::{Mounted, content, errno};
 use std::{

@@ -1,0 +1,164 @@
+//! What of a passthrough mount must outlive the process: its open handles and its backing files, in a memory file that others
+//! hold too.
+//!
+//! One slot of 32 bytes for each, written at once by pwrite(2), which no signal cuts in two: whenever the process is killed,
+//! every slot is as it was before or as it is after. There is one writer at a time.
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use parking_lot::Mutex;
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+const SIZE: usize = 32;
+
+/// What a slot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// A handle by which the kernel reads a backing file itself.
+    Passthrough {
+        /// As the kernel was told.
+        handle: u64,
+        /// What is open.
+        inode: u64,
+        /// The backing file.
+        id: u32,
+    },
+    /// A handle whose reads are ours.
+    Cached {
+        /// As the kernel was told.
+        handle: u64,
+        /// What is open.
+        inode: u64,
+    },
+    /// A backing file is registered, in use or not.
+    Backing {
+        /// Which.
+        id: u32,
+    },
+}
+
+const FREE: u32 = 0;
+const PASSTHROUGH: u32 = 1;
+const CACHED: u32 = 2;
+const BACKING: u32 = 3;
+
+impl Entry {
+    /// `[handle: u64][inode: u64][id: u32][kind: u32][8 bytes 0]`, little-endian.
+    fn encode(self) -> [u8; SIZE] {
+        let (handle, inode, id, kind) = match self {
+            Self::Passthrough { handle, inode, id } => (handle, inode, id, PASSTHROUGH),
+            Self::Cached { handle, inode } => (handle, inode, 0, CACHED),
+            Self::Backing { id } => (0, 0, id, BACKING),
+        };
+        let mut bytes = [0; SIZE];
+        bytes[..8].copy_from_slice(&handle.to_le_bytes());
+        bytes[8..16].copy_from_slice(&inode.to_le_bytes());
+        bytes[16..20].copy_from_slice(&id.to_le_bytes());
+        bytes[20..24].copy_from_slice(&kind.to_le_bytes());
+        bytes
+    }
+
+    /// None: nothing, or nothing that this version knows.
+    fn decode(bytes: &[u8; SIZE]) -> Option<Self> {
+        let [h0, h1, h2, h3, h4, h5, h6, h7, i0, i1, i2, i3, i4, i5, i6, i7, b0, b1, b2, b3, k0, k1, k2, k3, ..] = *bytes;
+        let handle = u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7]);
+        let inode = u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
+        let id = u32::from_le_bytes([b0, b1, b2, b3]);
+        match u32::from_le_bytes([k0, k1, k2, k3]) {
+            PASSTHROUGH => Some(Self::Passthrough { handle, inode, id }),
+            CACHED => Some(Self::Cached { handle, inode }),
+            BACKING => Some(Self::Backing { id }),
+            _ => None,
+        }
+    }
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot(u32);
+
+/// The file and what is free in it.
+#[derive(Debug)]
+pub(super) struct Slots {
+    file: File,
+    free: Mutex<Free>,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    within: Vec<u32>,
+    /// Slots there are.
+    end: u32,
+}
+
+impl Slots {
+    /// A file in memory, empty.
+    pub(super) fn file() -> io::Result<File> {
+        Ok(memfd_create("larder-opens", MFdFlags::MFD_CLOEXEC)?.into())
+    }
+
+    /// Goes on with what another process has left in the file.
+    pub(super) fn load(file: File) -> io::Result<(Self, Vec<(Slot, Entry)>)> {
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0)?;
+        let (mut free, mut found) = (Free::default(), Vec::new());
+        for bytes in bytes.as_chunks::<SIZE>().0 {
+            match Entry::decode(bytes) {
+                Some(entry) => found.push((Slot(free.end), entry)),
+                None => free.within.push(free.end),
+            }
+            free.end += 1;
+        }
+        Ok((Self { file, free: Mutex::new(free) }, found))
+    }
+
+    /// When this returns, whoever comes after this process knows of it.
+    pub(super) fn write(&self, entry: Entry) -> io::Result<Slot> {
+        let slot = {
+            let mut free = self.free.lock();
+            free.within.pop().unwrap_or_else(|| {
+                free.end += 1;
+                free.end - 1
+            })
+        };
+        let written = self.put(slot, &entry.encode());
+        if written.is_err() {
+            self.free.lock().within.push(slot);
+        }
+        written.map(|()| Slot(slot))
+    }
+
+    pub(super) fn clear(&self, slot: Slot) -> io::Result<()> {
+        self.put(slot.0, &[FREE as u8; SIZE])?;
+        self.free.lock().within.push(slot.0);
+        Ok(())
+    }
+
+    fn put(&self, slot: u32, bytes: &[u8; SIZE]) -> io::Result<()> {
+        self.file.write_all_at(bytes, u64::from(slot) * SIZE as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_process_finds_what_was_written_and_not_cleared() {
+        let file = Slots::file().unwrap();
+        let (slots, found) = Slots::load(file.try_clone().unwrap()).unwrap();
+        assert!(found.is_empty());
+        let entries = [
+            Entry::Passthrough { handle: u64::MAX >> 1, inode: 7, id: 3 },
+            Entry::Cached { handle: 4, inode: 8 },
+            Entry::Backing { id: 3 },
+        ];
+        let at: Vec<Slot> = entries.iter().map(|entry| slots.write(*entry).unwrap()).collect();
+        slots.clear(at[1]).unwrap();
+        drop(slots);
+        let (slots, found) = Slots::load(file.try_clone().unwrap()).unwrap();
+        assert_eq!(found, [(at[0], entries[0]), (at[2], entries[2])]);
+        assert_eq!(slots.write(entries[1]).unwrap(), at[1], "what is free is used again");
+        assert_eq!(file.metadata().unwrap().len(), 3 * SIZE as u64);
+    }
+}
