@@ -22,6 +22,7 @@ mod samples;
 mod script;
 mod shroud;
 mod strangers;
+mod takeover;
 mod training;
 
 use std::time::Duration;
@@ -81,6 +82,11 @@ pub const ALL: &[Test] = &[
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),
+    Test::new(
+        "readers_notice_no_death_of_any_daemon_of_their_node",
+        takeover::readers_notice_no_death_of_any_daemon_of_their_node,
+    )
+    .within(LONG),
     Test::new(
         "a_passthrough_mount_reads_local_files_in_the_kernel",
         modes::a_passthrough_mount_reads_local_files_in_the_kernel,

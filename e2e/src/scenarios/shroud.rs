@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::larder::{BUCKET, HOLD, Named, SYSTEM, install, upload};
-use crate::cluster::{Cluster, Node};
+use super::larder::{BUCKET, HOLD, Named, install, upload};
+use super::takeover;
+use crate::cluster::Node;
 use crate::lab::Lab;
 use crate::process::Run as _;
 use crate::report::say;
@@ -16,7 +17,8 @@ const WAIT: Duration = Duration::from_secs(120);
 /// Their names, and the users they run as.
 const CONTAINERS: [(&str, u32); 2] = [("root", 0), ("user", 1000)];
 
-/// The mounter dies under a pod. What the pod sees, what its containers see when they start again, and what comes after it.
+/// All daemons that hold a mount die at the same moment. What the pod sees, what its containers see when they start again, and
+/// what comes after it.
 pub(super) fn a_dead_mount_is_an_error_and_never_an_empty_folder(lab: &Lab) -> Result<()> {
     install(lab)?;
     let cluster = &lab.cluster;
@@ -34,7 +36,7 @@ pub(super) fn a_dead_mount_is_an_error_and_never_an_empty_folder(lab: &Lab) -> R
         ensure!(victim.looks(container).is_err(), "the test finds an error where there is none");
     }
 
-    kill_mounter(cluster, node)?;
+    takeover::kill_all_holders(lab, node)?;
     for (container, _) in CONTAINERS {
         say(format!("  {container}: {}", victim.looks(container)?));
         victim.starts_again(container)?;
@@ -78,20 +80,6 @@ fn two_users(named: &Named<'_>, node: &Node) -> Value {
     pod["spec"]["containers"] = CONTAINERS.map(of).to_vec().into();
     pod["spec"]["restartPolicy"] = json!("Always");
     pod
-}
-
-/// Kills the mounter of a node with -9 and waits till there is a new one.
-fn kill_mounter(cluster: &Cluster, node: &Node) -> Result<()> {
-    let pods = cluster.pods(SYSTEM, "app.kubernetes.io/component=mounter")?;
-    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node.name()).context("the node has no mounter")?;
-    let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
-    let of = |pod: &Value| pod["status"]["containerStatuses"][0].clone();
-    cluster.kill_container(SYSTEM, name, "mounter")?;
-    cluster.wait_until("the mounter is back", WAIT, || {
-        let (before, now) = (of(pod), of(&cluster.get("pods", Some(SYSTEM), name)?));
-        ensure!(now["containerID"] != before["containerID"] && now["ready"] == true, "not yet");
-        Ok(())
-    })
 }
 
 /// The pod whose mount is dead.

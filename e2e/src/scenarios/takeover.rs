@@ -1,0 +1,220 @@
+//! A mount lives on when the processes that serve and hold it are killed.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::larder::{BUCKET, Named, SYSTEM, install, upload};
+use super::training::{PageCache, Training};
+use crate::cluster::{Node, Process};
+use crate::dataset::Manifest;
+use crate::lab::Lab;
+use crate::report::say;
+
+const WAIT: Duration = Duration::from_secs(120);
+
+/// Kills of the process that serves, one after the other.
+const KILLS: usize = 20;
+
+/// Reads all files again and again, and some that it has open; says after each pass how long it took from one file to the next at
+/// most, in milliseconds. Ends with the first error.
+const READ_ON: &str = r#"
+import hashlib, json, os, sys, time
+sums = json.loads(os.environ["SUMS"])
+held = {path: open(f"/data/{path}", "rb", buffering=0) for path in list(sums)[:3]}
+slowest, last = 0, time.monotonic()
+def check(path, opened):
+    global slowest, last
+    file = opened()
+    content = file.read()
+    slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sums[path]:
+        sys.exit(f"{path}: {found} is not {sums[path]}")
+while True:
+    slowest = 0
+    for folder, _, names in os.walk("/data", onerror=lambda error: sys.exit(str(error))):
+        for name in names:
+            path = os.path.relpath(f"{folder}/{name}", "/data")
+            check(path, lambda: open(f"/data/{path}", "rb", buffering=0))
+    for path, file in held.items():
+        file.seek(0)
+        check(path, lambda: file)
+    print(int(slowest * 1000), flush=True)
+"#;
+
+/// Containers that hold the mounts of a node, by component.
+const HOLDERS: [(&str, &str); 4] = [("keeper", "keeper"), ("node", "node"), ("mounter", "standby"), ("mounter", "mounter")];
+
+/// Readers in both modes of a mount, while everything of their node that serves or holds a mount is killed: the process that
+/// serves, its container, and every other daemon, alone and in pairs.
+pub(super) fn readers_notice_no_death_of_any_daemon_of_their_node(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let node = lab.cluster.node("gpu-1")?;
+    let mounts = [("takeover-1", "NoOpen"), ("takeover-2", "Passthrough")];
+    let mut readers = Vec::new();
+    for (name, mode) in mounts {
+        let named = Named { lab, namespace: name, name };
+        let manifest = upload(lab, BUCKET, name, 17)?;
+        named.create()?;
+        named.set_mount(&json!({ "mode": mode }))?;
+        readers.push((named, manifest));
+    }
+    Training::load_image(&readers[0].0)?;
+    for (named, manifest) in &readers {
+        named.wait("Preloaded", WAIT)?;
+        lab.cluster.apply(&read_on(named, node, manifest).to_string())?;
+        lab.cluster.wait_ready(named.namespace, "reader", WAIT)?;
+    }
+    let readers: Vec<&Named<'_>> = readers.iter().map(|(named, _)| named).collect();
+    reads_go_on(&readers, &made(&readers)?)?;
+
+    let (mut stalls, before) = (Vec::new(), serving(lab, node)?.pid);
+    for _ in 0..KILLS {
+        let (process, since) = (serving(lab, node)?, made(&readers)?);
+        PageCache::hold(lab.cluster.tools())?.clear()?;
+        process.signal(Signal::SIGKILL)?;
+        stalls.push(reads_go_on(&readers, &since)?.as_millis());
+    }
+    ensure!(serving(lab, node)?.pid != before, "it is still the process that was killed");
+    stalls.sort_unstable();
+    say(format!("  the process that serves killed {KILLS} times: readers waited {stalls:?} ms"));
+
+    let (process, since) = (serving(lab, node)?, made(&readers)?);
+    process.signal(Signal::SIGSTOP)?;
+    let stall = reads_go_on(&readers, &since)?;
+    say(format!("  the process that serves stopped: readers waited {} ms", stall.as_millis()));
+
+    // Both containers of the mounter are what the kubelet takes its time to start again.
+    let pairs: [&[usize]; 8] = [&[3], &[2], &[0], &[1], &[0, 1], &[0, 3], &[1, 3], &[0, 2]];
+    for victims in pairs {
+        let victims: Vec<_> = victims.iter().map(|at| HOLDERS[*at]).collect();
+        let since = made(&readers)?;
+        let back = kill(lab, node, &victims)?;
+        PageCache::hold(lab.cluster.tools())?.clear()?;
+        let stall = reads_go_on(&readers, &since)?;
+        let names: Vec<_> = victims.iter().map(|(_, container)| *container).collect();
+        say(format!("  {} killed: readers waited {} ms", names.join(" and "), stall.as_millis()));
+        wait_back(lab, &back)?;
+    }
+    for daemon in ["larder-mounter", "larder-node"] {
+        let since = made(&readers)?;
+        lab.cluster.kubectl(&["rollout", "restart", "-n", SYSTEM, &format!("daemonset/{daemon}")])?;
+        lab.cluster.wait_rolled_out("daemonsets", SYSTEM, daemon, WAIT)?;
+        PageCache::hold(lab.cluster.tools())?.clear()?;
+        let stall = reads_go_on(&readers, &since)?;
+        say(format!("  {daemon} replaced: readers waited {} ms", stall.as_millis()));
+    }
+    for named in &readers {
+        lab.cluster.delete_and_wait("pods", Some(named.namespace), "reader", WAIT)?;
+        named.remove(WAIT)?;
+    }
+    Ok(())
+}
+
+/// Kills everything that holds the connections of a node's mounts, and waits until all of it is back: the mounts are dead then.
+pub(super) fn kill_all_holders(lab: &Lab, node: &Node) -> Result<()> {
+    let back = kill(lab, node, &HOLDERS)?;
+    wait_back(lab, &back)
+}
+
+fn read_on(named: &Named<'_>, node: &Node, manifest: &Manifest) -> Value {
+    let sums: Value = manifest.iter().map(|(path, entry)| (path.clone(), json!(entry.sha256))).collect();
+    let mut pod = named.pod("reader", node, &["python3", "-c", READ_ON]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["image"] = json!(crate::images::TRAINING);
+    container["env"] = json!([{ "name": "SUMS", "value": sums.to_string() }]);
+    pod
+}
+
+/// What the reader has said so far.
+fn passes(named: &Named<'_>) -> Result<Vec<u64>> {
+    let log = named.lab.cluster.logs(named.namespace, "reader", None)?;
+    log.lines().map(|line| line.parse().with_context(|| format!("the reader of {} says {line}", named.name))).collect()
+}
+
+/// How many passes each reader has made.
+fn made(readers: &[&Named<'_>]) -> Result<Vec<usize>> {
+    readers.iter().map(|named| Ok(passes(named)?.len())).collect()
+}
+
+/// Waits until each reader has made two passes more, one of them begun after now; returns the longest wait for a file in all
+/// passes after the first `since`.
+fn reads_go_on(readers: &[&Named<'_>], since: &[usize]) -> Result<Duration> {
+    let mut longest = 0;
+    for (named, since) in readers.iter().zip(since) {
+        let before = passes(named)?.len();
+        let began = Instant::now();
+        let after = named.lab.cluster.wait_until(&format!("reads of {}", named.name), WAIT, || {
+            let pod = named.lab.cluster.get("pods", Some(named.namespace), "reader")?;
+            let state = &pod["status"]["containerStatuses"][0]["state"];
+            if state["running"].is_null() {
+                return Ok(Err(anyhow!("the reader of {} ended after {:?}: {state}", named.name, began.elapsed())));
+            }
+            let now = passes(named)?;
+            ensure!(now.len() >= before + 2, "{} passes since", now.len() - before);
+            Ok(Ok(now))
+        })??;
+        longest = after[*since..].iter().copied().chain([longest]).max().unwrap_or_default();
+    }
+    Ok(Duration::from_millis(longest))
+}
+
+/// The process that serves the mounts of a node: the one that has the lock.
+fn serving(lab: &Lab, node: &Node) -> Result<Process> {
+    lab.cluster.wait_until("a process that serves", WAIT, || {
+        let locks = fs::read_to_string("/proc/locks").context("read the kernel's locks")?;
+        let has_lock = |process: &Process| -> bool {
+            let file = format!("/proc/{}/root/var/lib/larder/run/mounter/serving.lock", process.pid);
+            let Ok(file) = fs::metadata(file) else { return false };
+            // `1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF`; one that waits has an arrow.
+            let (pid, inode) = (process.pid.to_string(), format!(":{}", file.ino()));
+            locks.lines().filter(|line| line.contains(" FLOCK ") && !line.contains("->")).any(|line| {
+                let fields: Vec<_> = line.split_whitespace().collect();
+                fields.get(4) == Some(&pid.as_str()) && fields.get(5).is_some_and(|file| file.ends_with(&inode))
+            })
+        };
+        node.processes().into_iter().filter(|process| process.command.contains("--serve")).find(has_lock).context("none")
+    })
+}
+
+/// A container that was killed, and how often it had been started.
+type Killed = (String, String, u64);
+
+fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<Vec<Killed>> {
+    let mut processes = Vec::new();
+    let mut killed = Vec::new();
+    for (component, container) in victims {
+        let pods = lab.cluster.pods(SYSTEM, &format!("app.kubernetes.io/component={component}"))?;
+        let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node.name());
+        let pod = pod.with_context(|| format!("the node has no {component}"))?;
+        let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
+        processes.push(lab.cluster.main_process(SYSTEM, name, container)?.1);
+        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container).1));
+    }
+    // All found before the first is killed, so that they die within a millisecond.
+    processes.iter().try_for_each(|process| process.signal(Signal::SIGKILL))?;
+    Ok(killed)
+}
+
+fn wait_back(lab: &Lab, killed: &[Killed]) -> Result<()> {
+    for (pod, container, before) in killed {
+        lab.cluster.wait_until(&format!("{container} of {pod} is back"), WAIT, || {
+            let (ready, now) = restarts(&lab.cluster.get("pods", Some(SYSTEM), pod)?, container);
+            ensure!(ready && now > *before, "not yet");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Is the container ready, and how often was it started again?
+fn restarts(pod: &Value, container: &str) -> (bool, u64) {
+    let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let status = statuses.iter().find(|status| status["name"] == container);
+    status.map_or((false, 0), |status| (status["ready"] == true, status["restartCount"].as_u64().unwrap_or_default()))
+}
