@@ -116,6 +116,13 @@ pub fn is_uid(s: &str) -> bool {
         })
 }
 
+/// A UID for what has a name and none: the same for the same name everywhere, another for every other.
+#[must_use]
+pub fn uid_of_name(name: &str) -> String {
+    let hex = blake3::hash(name.as_bytes()).to_hex();
+    [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &hex[part]).join("-")
+}
+
 /// Is it a snapshot digest or object key (64 lower-case hex digits)?
 #[must_use]
 pub fn is_digest(s: &str) -> bool {
@@ -137,6 +144,14 @@ mod tests {
         ] {
             assert!(!is_uid(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_uid_of_a_name_is_one_and_never_changes() {
+        for name in ["", "a", "../../etc", "é\0"] {
+            assert!(is_uid(&uid_of_name(name)), "{name}");
+        }
+        assert_eq!(uid_of_name("a"), "17762fdd-d969-a453-925d-65717ac3eea2");
     }
 
     #[test]

@@ -154,11 +154,26 @@ impl Datasets {
         }
     }
 
+    /// The UID of a dataset that is there to stay.
+    pub(crate) async fn uid(&self, namespace: &str, name: &str) -> Result<String, DatasetError> {
+        let metadata = self.get(namespace, name).await?.metadata;
+        let dataset = format!("{namespace}/{name}");
+        if metadata.deletion_timestamp.is_some() {
+            return Err(DatasetError::Deleting(dataset));
+        }
+        let uid = metadata.uid.filter(|uid| names::is_uid(uid));
+        uid.ok_or(DatasetError::Status { dataset, detail: "metadata.uid is no UID" })
+    }
+
     async fn look(&self, namespace: &str, name: &str, uid: &str) -> Result<Record, DatasetError> {
+        choose(&self.get(namespace, name).await?, namespace, name, uid)
+    }
+
+    async fn get(&self, namespace: &str, name: &str) -> Result<Seen, DatasetError> {
         let dataset = format!("{namespace}/{name}");
         let api = Api::<Seen>::namespaced(self.client.clone(), namespace);
         match tokio::time::timeout(API_PATIENCE, api.get_opt(name)).await {
-            Ok(Ok(Some(object))) => choose(&object, namespace, name, uid),
+            Ok(Ok(Some(object))) => Ok(object),
             Ok(Ok(None)) => Err(DatasetError::Missing(dataset)),
             Ok(Err(source)) => Err(DatasetError::Get { dataset, source }),
             Err(_) => Err(DatasetError::Silent(dataset)),

@@ -2,8 +2,9 @@
 
 use larder_core::names;
 use larder_proto::csi::v1::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse, ProbeRequest,
-    ProbeResponse, identity_server,
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse, PluginCapability,
+    ProbeRequest, ProbeResponse, identity_server,
+    plugin_capability::{self, service},
 };
 use std::path::Path;
 use tonic::{Request, Response, Status};
@@ -26,8 +27,9 @@ impl identity_server::Identity for Identity {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        // Volumes are made by the operator; there is no controller service.
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: Vec::new() }))
+        let service = plugin_capability::Service { r#type: service::Type::ControllerService.into() };
+        let capability = PluginCapability { r#type: Some(plugin_capability::Type::Service(service)) };
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -45,6 +45,11 @@ impl Layout {
         self.plugin().join("csi.sock")
     }
 
+    /// The controller alone, for those who want it and the node service apart.
+    pub(crate) fn controller_socket(&self) -> PathBuf {
+        self.plugin().join("controller.sock")
+    }
+
     /// The `@` is not for beauty. The kubelet sends the percent-encoded path of this socket as `:authority`, which the HTTP/2
     /// library refuses as a host name (hyperium/h2#487) but takes before an `@`, where percent signs are legal.
     pub(crate) fn registration_socket(&self) -> PathBuf {
@@ -71,6 +76,10 @@ impl Layout {
 
     pub(crate) fn state(&self) -> PathBuf {
         self.plugin().join("state")
+    }
+
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.plugin().join("volumes")
     }
 
     /// A target path as the kubelet gives it, checked: everything the plugin mounts, unmounts and removes is there.

@@ -9,6 +9,7 @@
 //!        state/<identity>.json   which target shows which snapshot
 //!        permits                 mount tokens, got of the operator, given to the mounter
 //!        host                    folders of sockets and tiers, with their owners
+//!        controller, volumes/<uid>.json   names for datasets, for those who speak CSI alone
 //!        backing ◄─unix socket── mounter: files that the kernel is to read itself
 //! ```
 //!
@@ -20,8 +21,11 @@
 //! (`watchdog`).
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod backing;
+mod controller;
 mod datasets;
+mod error;
 mod host;
 mod identity;
 mod layout;
@@ -32,9 +36,11 @@ mod node;
 mod permits;
 mod probe;
 mod reconcile;
+mod records;
 mod registration;
 mod server;
 mod state;
+mod volumes;
 mod watchdog;
 
 pub use server::{Args, run, run_with};

@@ -4,7 +4,7 @@ use larder_telemetry::{Durations, Exposition, labels};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use std::time::Duration;
 
-/// Calls of the kubelet, by method and gRPC code. The exposed name has the suffix `_total`.
+/// CSI calls, by method and gRPC code. The exposed name has the suffix `_total`.
 pub(crate) const CALLS: &str = "larder_node_csi_calls";
 
 /// How long they took, by method.
@@ -35,8 +35,8 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(exposition: &mut Exposition) -> Self {
         let metrics = Self::default();
-        exposition.family(CALLS, "Calls of the kubelet, by method and gRPC code", metrics.calls.clone());
-        exposition.family(CALL_DURATION, "How long calls of the kubelet took", metrics.took.clone());
+        exposition.family(CALLS, "CSI calls, by method and gRPC code", metrics.calls.clone());
+        exposition.family(CALL_DURATION, "How long CSI calls took", metrics.took.clone());
         exposition.single(PUBLISHED, "Volumes of pods that are published on this node", metrics.published.clone());
         exposition.single(ABORTED, "Mounts that were ended because no mounter served them", metrics.aborted.clone());
         metrics

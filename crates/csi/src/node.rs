@@ -3,23 +3,24 @@
 //! Each call: validate → lock → load the record → nothing to do? → act → save. The work runs in a task of its own, so that a
 //! call that the kubelet gives up on is finished or undone all the same.
 
-mod error;
 mod locks;
 mod publish;
 mod unpublish;
 mod validate;
 
 use crate::{
+    arguments::given,
     datasets::Datasets,
+    error::{self, CallError},
     layout::Layout,
     metrics::Metrics,
     mount,
     mounter::Mounter,
     permits::{self, Permits},
     probe::{Probe, Prober, Usage},
-    state::State,
+    state::{Record, State},
+    volumes::Volumes,
 };
-use error::NodeError;
 use larder_keeper::client::Held;
 use larder_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
@@ -33,6 +34,7 @@ use larder_proto::csi::v1::{
 use locks::Locks;
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,11 +43,15 @@ use tonic::{Request, Response, Status};
 /// The kubelet asks for the statistics of all volumes in turn and waits for each.
 const STATS_PATIENCE: Duration = Duration::from_millis(900);
 
+/// Longest message of a status, which travels in a header; some repeat what was given.
+const MESSAGE_MAX: usize = 2048;
+
 /// Everything a call needs.
 pub(crate) struct Plugin {
     pub(crate) node: String,
     pub(crate) layout: Layout,
     pub(crate) state: State,
+    pub(crate) volumes: Volumes,
     pub(crate) datasets: Datasets,
     pub(crate) mounter: Mounter,
     /// FUSE connections and what the next mounter must know of them. Nothing is done with them here: as long as one of mounter,
@@ -70,8 +76,8 @@ impl Plugin {
     }
 }
 
-/// A call of the kubelet that is under way.
-struct Call<'a> {
+/// A call that is under way.
+pub(crate) struct Call<'a> {
     method: &'static str,
     volume: &'a str,
     path: &'a str,
@@ -79,7 +85,7 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn begin(method: &'static str, volume: &'a str, path: &'a str) -> Self {
+    pub(crate) fn begin(method: &'static str, volume: &'a str, path: &'a str) -> Self {
         Self { method, volume, path, began: Instant::now() }
     }
 }
@@ -92,42 +98,47 @@ impl Node {
     pub(crate) fn new(plugin: Arc<Plugin>) -> Self {
         Self(plugin)
     }
+}
 
+impl Plugin {
     /// Logs and counts how a call ended. Never the request: its maps may hold tokens.
-    fn ended<T>(&self, call: &Call<'_>, result: Result<T, NodeError>) -> Result<Response<T>, Status> {
+    pub(crate) fn ended<T>(&self, call: &Call<'_>, result: Result<T, CallError>) -> Result<Response<T>, Status> {
         let Call { method, volume, path, began } = *call;
-        let code = result.as_ref().map_or_else(NodeError::code, |_| tonic::Code::Ok);
-        self.0.metrics.call(method, code, began.elapsed());
-        self.0.metrics.published.set(self.0.state.targets());
+        let code = result.as_ref().map_or_else(CallError::code, |_| tonic::Code::Ok);
+        self.metrics.call(method, code, began.elapsed());
+        self.metrics.published.set(self.state.targets());
         match result {
             Ok(reply) => {
                 tracing::debug!(method, volume, path, "done");
                 Ok(Response::new(reply))
             }
             Err(error) => {
+                let mut error = error.to_string();
+                error.truncate(error.floor_char_boundary(MESSAGE_MAX));
                 if code == tonic::Code::Internal {
-                    tracing::error!(method, volume, path, ?code, %error, "call failed");
+                    tracing::error!(method, volume, path, ?code, error, "call failed");
                 } else {
-                    tracing::warn!(method, volume, path, ?code, %error, "call refused");
+                    tracing::warn!(method, volume, path, ?code, error, "call refused");
                 }
-                Err(Status::new(code, error.to_string()))
+                Err(Status::new(code, error))
             }
         }
     }
-}
 
-impl Plugin {
-    async fn stats(&self, volume: &str, path: &str) -> Result<Usage, NodeError> {
-        let uid = validate::dataset_uid(volume)?;
-        let target = self.layout.target(path).map_err(|e| NodeError::invalid("volume_path", e))?;
-        let not_there = || NodeError::NotPublished { volume: volume.to_owned(), target: target.clone() };
-        let record = self.state.by_target(&target).filter(|r| r.mount.dataset_uid == uid).ok_or_else(not_there)?;
+    async fn stats(&self, volume: &str, path: &str) -> Result<Usage, CallError> {
+        given("volume_id", volume)?;
+        given("volume_path", path)?;
+        // Whatever else they are: what was never published is not found.
+        let (uid, target) = (volume.split_once('.').map(|(uid, _)| uid), PathBuf::from(path));
+        let not_there = || CallError::NotPublished { volume: volume.to_owned(), target: target.clone() };
+        let of_volume = |record: &Record| Some(record.mount.dataset_uid.as_str()) == uid;
+        let record = self.state.by_target(&target).filter(of_volume).ok_or_else(not_there)?;
         let top = mount::top(&target)?.filter(|m| mount::is_identity(m, record.identity())).ok_or_else(not_there)?;
         match self.prober.probe(top.device, &target, STATS_PATIENCE).await {
             Probe::Alive(usage) => Ok(usage),
-            Probe::Dead => Err(NodeError::Dead(target)),
-            Probe::Hung => Err(NodeError::Hung(target)),
-            Probe::Failed(source) => Err(NodeError::Probe { path: target, source }),
+            Probe::Dead => Err(CallError::Dead(target)),
+            Probe::Hung => Err(CallError::Hung(target)),
+            Probe::Failed(source) => Err(CallError::Probe { path: target, source }),
         }
     }
 }
@@ -145,7 +156,7 @@ impl node_server::Node for Node {
             Ok(publish) => error::joined(tokio::spawn(Arc::clone(&self.0).publish(publish)).await),
             Err(e) => Err(e),
         };
-        self.ended(&call, result.map(|()| NodePublishVolumeResponse {}))
+        self.0.ended(&call, result.map(|()| NodePublishVolumeResponse {}))
     }
 
     async fn node_unpublish_volume(
@@ -158,7 +169,7 @@ impl node_server::Node for Node {
             Ok(target) => error::joined(tokio::spawn(Arc::clone(&self.0).unpublish(target)).await),
             Err(e) => Err(e),
         };
-        self.ended(&call, result.map(|()| NodeUnpublishVolumeResponse {}))
+        self.0.ended(&call, result.map(|()| NodeUnpublishVolumeResponse {}))
     }
 
     async fn node_get_volume_stats(
@@ -176,7 +187,7 @@ impl node_server::Node for Node {
             let usage = vec![entry(usage.bytes, Unit::Bytes), entry(usage.inodes, Unit::Inodes)];
             NodeGetVolumeStatsResponse { usage, volume_condition: None }
         });
-        self.ended(&call, result)
+        self.0.ended(&call, result)
     }
 
     async fn node_get_capabilities(

@@ -4,7 +4,8 @@ use crate::{
     layout::Layout,
     mount::{self, MountError},
     node::Plugin,
-    state::{Record, StateError},
+    records::RecordError,
+    state::Record,
 };
 use larder_fuse::{device::FS_TYPE, mountinfo::Mount};
 use std::{
@@ -19,7 +20,7 @@ pub(crate) enum ReconcileError {
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
-    State(#[from] StateError),
+    Record(#[from] RecordError),
     #[error("list superblocks in {}: {source}", folder.display())]
     Superblocks { folder: PathBuf, source: io::Error },
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     backing,
+    controller::Controller,
     datasets::Datasets,
     host::Host,
     identity::Identity,
@@ -15,13 +16,14 @@ use crate::{
     reconcile::reconcile,
     registration::Registration,
     state::State,
+    volumes::Volumes,
     watchdog,
 };
 use anyhow::Context as _;
 use larder_core::names;
 use larder_keeper::client::Held;
 use larder_proto::{
-    csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
+    csi::v1::{controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer},
     pluginregistration::v1::registration_server::RegistrationServer,
 };
 use larder_telemetry::{Exposition, Health, serve_admin};
@@ -100,6 +102,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     let plugin = Arc::new(Plugin {
         node: args.node.clone(),
         state: State::open(&layout.state())?,
+        volumes: Volumes::open(&layout.volumes())?,
         datasets: Datasets::new(client),
         mounter,
         held: Held::start(names::keeper_socket(&host.inside(&args.run_dir))),
@@ -122,14 +125,22 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
 
     let health = Health::default();
     let backing_files = backing::listen(&names::backing_socket(&host.inside(&args.run_dir)))?;
-    let (csi, registration) = (listen(&layout.csi_socket())?, listen(&layout.registration_socket())?);
+    let (csi, alone) = (listen(&layout.csi_socket())?, listen(&layout.controller_socket())?);
+    let registration = listen(&layout.registration_socket())?;
     // The kubelet calls as soon as it sees the registration socket; the CSI socket listens by then.
     let mut tasks = JoinSet::new();
+    let controller = ControllerServer::new(Controller::new(Arc::clone(&plugin)));
     let services = Server::builder()
         .add_service(IdentityServer::new(Identity))
         .add_service(NodeServer::new(Node::new(Arc::clone(&plugin))))
+        .add_service(controller.clone())
         .serve_with_incoming_shutdown(UnixListenerStream::new(csi), shutdown.clone().cancelled_owned());
     tasks.spawn(async move { services.await.context("serve CSI") });
+    let controller = Server::builder()
+        .add_service(IdentityServer::new(Identity))
+        .add_service(controller)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(alone), shutdown.clone().cancelled_owned());
+    tasks.spawn(async move { controller.await.context("serve the CSI controller") });
     let registrar = RegistrationServer::new(Registration::new(&layout.csi_socket(), health.clone()));
     let registrar = Server::builder()
         .add_service(registrar)
@@ -183,9 +194,10 @@ fn leave_nothing(layout: &Layout) {
     let left = mount::unmount_all(&layout.shroud())
         .and_then(|()| mount::remove(&layout.shroud()))
         .and_then(|()| mount::remove(&layout.csi_socket()))
+        .and_then(|()| mount::remove(&layout.controller_socket()))
         .and_then(|()| if nothing_mounted { mount::remove(&layout.tokens()) } else { Ok(()) });
     if let Err(error) = left {
-        tracing::warn!(%error, "remove shroud, CSI socket and mount tokens");
+        tracing::warn!(%error, "remove shroud, CSI sockets and mount tokens");
     }
 }
 

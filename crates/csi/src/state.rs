@@ -3,30 +3,18 @@
 //! A record is written before the mount is made and shrinks after it is gone, so that after a crash it names at least what is
 //! mounted. It pins the snapshot: a target that was published once shows the same data after a restart of anything.
 
+use crate::records::{RecordError, Records};
 use larder_core::names;
 use larder_fuse::protocol::mounter::Mount;
-use larder_io::replace::{PowerLoss, Readers, replace};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::{Path, PathBuf},
 };
 
 /// Raised when an older plugin could misread a record.
 const VERSION: u32 = 1;
-
-/// Why a record could not be kept.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StateError {
-    #[error("read state folder {}: {source}", path.display())]
-    Folder { path: PathBuf, source: io::Error },
-    #[error("write state record {}: {source}", path.display())]
-    Write { path: PathBuf, source: io::Error },
-    #[error("remove state record {}: {source}", path.display())]
-    Remove { path: PathBuf, source: io::Error },
-}
 
 /// What the superblock of one identity is, and where it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +26,9 @@ pub(crate) struct Record {
     pub(crate) dataset_namespace: String,
     pub(crate) dataset_name: String,
     pub(crate) targets: BTreeSet<PathBuf>,
+    /// The volume that is published at a target; not known of targets of releases before this field.
+    #[serde(default)]
+    volumes: BTreeMap<PathBuf, String>,
 }
 
 impl Record {
@@ -48,6 +39,7 @@ impl Record {
             dataset_namespace: dataset_namespace.to_owned(),
             dataset_name: dataset_name.to_owned(),
             targets: BTreeSet::new(),
+            volumes: BTreeMap::new(),
         }
     }
 
@@ -68,32 +60,15 @@ impl Record {
 /// All records. The files are read once; afterwards memory and files are changed together.
 #[derive(Debug)]
 pub(crate) struct State {
-    folder: PathBuf,
+    files: Records,
     records: Mutex<BTreeMap<String, Record>>,
 }
 
 impl State {
-    /// A record that cannot be read is left where it is and logged: its mounts stay, and are nobody's.
-    pub(crate) fn open(folder: &Path) -> Result<Self, StateError> {
-        let wrap = |source| StateError::Folder { path: folder.to_owned(), source };
-        fs::create_dir_all(folder).map_err(wrap)?;
-        let mut records = BTreeMap::new();
-        for entry in fs::read_dir(folder).map_err(wrap)? {
-            let path = entry.map_err(wrap)?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
-            }
-            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
-            let read = fs::read(&path).map_err(|e| e.to_string());
-            match read.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(|e| e.to_string())) {
-                Ok(record) if record.is_sound(&stem) => {
-                    records.insert(stem, record);
-                }
-                Ok(_) => tracing::error!(path = %path.display(), "state record is not one of this version; ignoring it"),
-                Err(error) => tracing::error!(path = %path.display(), error, "state record is not readable; ignoring it"),
-            }
-        }
-        Ok(Self { folder: folder.to_owned(), records: Mutex::new(records) })
+    /// Mounts of a record that cannot be read stay, and are nobody's.
+    pub(crate) fn open(folder: &Path) -> Result<Self, RecordError> {
+        let (files, records) = Records::open(folder, Record::is_sound)?;
+        Ok(Self { files, records: Mutex::new(records) })
     }
 
     pub(crate) fn all(&self) -> Vec<Record> {
@@ -109,51 +84,43 @@ impl State {
         self.records.lock().values().find(|r| r.targets.contains(target)).cloned()
     }
 
-    /// Notes that the record's snapshot is, or is about to be, shown at `target`. What is known of the identity already stays
+    /// A target that a volume is published at.
+    pub(crate) fn target_of(&self, volume: &str) -> Option<PathBuf> {
+        let records = self.records.lock();
+        let published = records.values().flat_map(|record| &record.volumes).find(|(_, published)| *published == volume);
+        published.map(|(target, _)| target.clone())
+    }
+
+    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume. What is known of the identity already stays
     /// as it is: the superblock was made with it.
-    pub(crate) fn add_target(&self, record: &Record, target: &Path) -> Result<Record, StateError> {
+    pub(crate) fn add_target(&self, record: &Record, target: &Path, volume: &str) -> Result<Record, RecordError> {
         let mut records = self.records.lock();
         let mut new = records.get(record.identity()).unwrap_or(record).clone();
         new.targets.insert(target.to_owned());
-        self.write(&new)?;
+        new.volumes.insert(target.to_owned(), volume.to_owned());
+        self.files.write(new.identity(), &new)?;
         records.insert(new.identity().to_owned(), new.clone());
         Ok(new)
     }
 
     /// Takes a target out and gives what is left of the record.
-    pub(crate) fn remove_target(&self, identity: &str, target: &Path) -> Result<Option<Record>, StateError> {
+    pub(crate) fn remove_target(&self, identity: &str, target: &Path) -> Result<Option<Record>, RecordError> {
         let mut records = self.records.lock();
         let Some(mut record) = records.get(identity).cloned() else { return Ok(None) };
         if record.targets.remove(target) {
-            self.write(&record)?;
+            record.volumes.remove(target);
+            self.files.write(identity, &record)?;
             records.insert(identity.to_owned(), record.clone());
         }
         Ok(Some(record))
     }
 
     /// Forgets an identity that is shown nowhere and whose superblock is gone.
-    pub(crate) fn remove(&self, identity: &str) -> Result<(), StateError> {
+    pub(crate) fn remove(&self, identity: &str) -> Result<(), RecordError> {
         let mut records = self.records.lock();
-        let path = self.path(identity);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Remove { path, source }),
-            _ => {
-                records.remove(identity);
-                Ok(())
-            }
-        }
-    }
-
-    fn path(&self, identity: &str) -> PathBuf {
-        self.folder.join(format!("{identity}.json"))
-    }
-
-    /// All or nothing, also when the power fails.
-    fn write(&self, record: &Record) -> Result<(), StateError> {
-        let path = self.path(record.identity());
-        let encoded = serde_json::to_vec(record).map_err(io::Error::from);
-        let written = encoded.and_then(|bytes| replace(&path, &bytes, Readers::Usual, PowerLoss::KeepsNew));
-        written.map_err(|source| StateError::Write { path, source })
+        self.files.remove(identity)?;
+        records.remove(identity);
+        Ok(())
     }
 }
 
@@ -161,8 +128,10 @@ impl State {
 mod tests {
     use super::*;
     use larder_fuse::protocol::mounter::Mode;
+    use std::fs;
 
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
+    const VOLUME: &str = "v";
 
     fn mk_record(digit: char) -> Record {
         let snapshot = digit.to_string().repeat(64);
@@ -184,9 +153,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (mk_record('a'), mk_record('b'));
         let state = State::open(dir.path()).unwrap();
-        state.add_target(&a, Path::new("/t/1")).unwrap();
-        state.add_target(&a, Path::new("/t/2")).unwrap();
-        state.add_target(&b, Path::new("/t/3")).unwrap();
+        state.add_target(&a, Path::new("/t/1"), VOLUME).unwrap();
+        state.add_target(&a, Path::new("/t/2"), VOLUME).unwrap();
+        state.add_target(&b, Path::new("/t/3"), VOLUME).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.by_target(Path::new("/t/2")).unwrap().identity(), a.identity());
         assert_eq!(again.by_target(Path::new("/t/3")).unwrap().mount, b.mount);
@@ -200,21 +169,51 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_is_published_as_long_as_one_target_shows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = mk_record('a');
+        let state = State::open(dir.path()).unwrap();
+        for (target, volume) in [("/t/1", VOLUME), ("/t/2", VOLUME), ("/t/3", "other")] {
+            state.add_target(&record, Path::new(target), volume).unwrap();
+        }
+        state.remove_target(record.identity(), Path::new("/t/1")).unwrap();
+        let again = State::open(dir.path()).unwrap();
+        assert_eq!(again.target_of(VOLUME).unwrap(), Path::new("/t/2"));
+        again.remove_target(record.identity(), Path::new("/t/2")).unwrap();
+        assert_eq!(again.target_of(VOLUME), None);
+        assert_eq!(again.target_of("other").unwrap(), Path::new("/t/3"));
+    }
+
+    #[test]
+    fn a_record_without_volumes_is_one_of_an_earlier_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = mk_record('a');
+        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME).unwrap();
+        let path = dir.path().join(format!("{}.json", record.identity()));
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json.as_object_mut().unwrap().remove("volumes").unwrap();
+        fs::write(&path, json.to_string()).unwrap();
+        let state = State::open(dir.path()).unwrap();
+        assert!(state.by_target(Path::new("/t/1")).is_some());
+        assert_eq!(state.target_of(VOLUME), None);
+    }
+
+    #[test]
     fn a_superblock_keeps_the_permissions_it_was_made_with() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
         let first = mk_record('a');
-        state.add_target(&first, Path::new("/t/1")).unwrap();
+        state.add_target(&first, Path::new("/t/1"), VOLUME).unwrap();
         let mut changed = first.clone();
         changed.mount.file_mode = 0o400;
-        assert_eq!(state.add_target(&changed, Path::new("/t/2")).unwrap().mount.file_mode, 0o444);
+        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME).unwrap().mount.file_mode, 0o444);
     }
 
     #[test]
     fn broken_records_are_left_alone_and_hide_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let good = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1")).unwrap();
+        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME).unwrap();
         let mut newer = mk_record('b');
         newer.version = 99;
         let mut renamed = mk_record('c');

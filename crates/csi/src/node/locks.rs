@@ -1,6 +1,6 @@
 //! One call at a time for each target; one change at a time for each superblock.
 
-use super::error::NodeError;
+use crate::error::CallError;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -32,9 +32,9 @@ impl Drop for TargetGuard {
 
 impl Locks {
     /// A second call for the same target is a mistake of the caller's clock: it gets ABORTED and comes again.
-    pub(super) fn target(&self, target: &Path) -> Result<TargetGuard, NodeError> {
+    pub(super) fn target(&self, target: &Path) -> Result<TargetGuard, CallError> {
         if !self.targets.lock().insert(target.to_owned()) {
-            return Err(NodeError::Busy(target.to_owned()));
+            return Err(CallError::Busy(target.to_owned()));
         }
         Ok(TargetGuard { targets: Arc::clone(&self.targets), target: target.to_owned() })
     }
@@ -64,7 +64,7 @@ mod tests {
     async fn a_target_is_locked_once_and_an_identity_in_turns() {
         let locks = Locks::default();
         let target = locks.target(Path::new("/t")).unwrap();
-        assert!(matches!(locks.target(Path::new("/t")), Err(NodeError::Busy(_))));
+        assert!(matches!(locks.target(Path::new("/t")), Err(CallError::Busy(_))));
         drop(target);
         assert!(locks.target(Path::new("/t")).is_ok());
 

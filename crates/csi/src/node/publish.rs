@@ -1,7 +1,7 @@
 //! NodePublishVolume: a superblock for the identity, a shroud and a bind mount at the target.
 
-use super::{Plugin, error::NodeError, validate::Publish};
-use crate::{mount, probe::Probe, state::Record};
+use super::{Plugin, validate::Publish};
+use crate::{error::CallError, mount, probe::Probe, state::Record};
 use larder_fuse::{control, device::FS_TYPE};
 use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
 use tokio::{
@@ -19,17 +19,17 @@ const PROBE: Duration = Duration::from_secs(5);
 const SERVE: Duration = Duration::from_secs(10);
 
 impl Plugin {
-    pub(super) async fn publish(self: Arc<Self>, request: Publish) -> Result<(), NodeError> {
+    pub(super) async fn publish(self: Arc<Self>, request: Publish) -> Result<(), CallError> {
         let target = &request.target;
         let _target = self.locks.target(target)?;
         let deadline = Instant::now() + PATIENCE;
         let record = self.choose(&request, deadline).await?;
         let lock = timeout_at(deadline, self.locks.identity(record.identity())).await;
-        let _identity = lock.map_err(|_| NodeError::Queue(record.identity().to_owned()))?;
+        let _identity = lock.map_err(|_| CallError::Queue(record.identity().to_owned()))?;
         if self.is_published(&record, target).await? {
             return Ok(());
         }
-        let record = self.state.add_target(&record, target)?;
+        let record = self.state.add_target(&record, target, &request.volume_id)?;
         let result = self.show(&record, target, deadline).await;
         match &result {
             Ok(()) => tracing::info!(identity = record.identity(), target = %target.display(), "published"),
@@ -44,22 +44,22 @@ impl Plugin {
     }
 
     /// The snapshot that this target shows already, else the newest.
-    async fn choose(&self, request: &Publish, deadline: Instant) -> Result<Record, NodeError> {
+    async fn choose(&self, request: &Publish, deadline: Instant) -> Result<Record, CallError> {
         let (uid, target) = (&request.dataset_uid, &request.target);
         match self.state.by_target(target) {
             Some(record) if record.mount.dataset_uid == *uid => Ok(record),
             Some(record) => {
                 let other = record.mount.dataset_uid;
-                Err(NodeError::OtherVolume { target: target.clone(), other, wanted: uid.clone() })
+                Err(CallError::OtherVolume { target: target.clone(), other, wanted: uid.clone() })
             }
             None => Ok(self.datasets.newest(&request.dataset_namespace, &request.dataset_name, uid, deadline).await?),
         }
     }
 
-    async fn is_published(&self, record: &Record, target: &Path) -> Result<bool, NodeError> {
+    async fn is_published(&self, record: &Record, target: &Path) -> Result<bool, CallError> {
         let Some(top) = mount::top(target)? else { return Ok(false) };
         if top.fs_type != FS_TYPE {
-            return Err(NodeError::Foreign { target: target.to_owned(), fs_type: top.fs_type });
+            return Err(CallError::Foreign { target: target.to_owned(), fs_type: top.fs_type });
         }
         if !mount::is_identity(&top, record.identity()) {
             return Ok(false); // the shroud alone, from a call that was cut short
@@ -67,12 +67,12 @@ impl Plugin {
         match self.prober.probe(top.device, target, PROBE).await {
             Probe::Alive(_) => Ok(true),
             Probe::Dead => Ok(false),
-            Probe::Hung => Err(NodeError::Hung(target.to_owned())),
-            Probe::Failed(source) => Err(NodeError::Probe { path: target.to_owned(), source }),
+            Probe::Hung => Err(CallError::Hung(target.to_owned())),
+            Probe::Failed(source) => Err(CallError::Probe { path: target.to_owned(), source }),
         }
     }
 
-    async fn show(&self, record: &Record, target: &Path, deadline: Instant) -> Result<(), NodeError> {
+    async fn show(&self, record: &Record, target: &Path, deadline: Instant) -> Result<(), CallError> {
         self.ensure_superblock(record, deadline).await?;
         let (layout, identity, at) = (self.layout.clone(), record.identity().to_owned(), target.to_owned());
         spawn_blocking(move || {
@@ -85,13 +85,13 @@ impl Plugin {
     }
 
     /// A superblock that answers, at the identity's own place.
-    async fn ensure_superblock(&self, record: &Record, deadline: Instant) -> Result<(), NodeError> {
+    async fn ensure_superblock(&self, record: &Record, deadline: Instant) -> Result<(), CallError> {
         let identity = record.identity();
         let path = self.layout.superblock(identity);
         if let Some(old) = mount::top(&path)? {
             match self.prober.probe(old.device, &path, PROBE).await {
                 Probe::Alive(_) if mount::is_identity(&old, identity) => return Ok(()),
-                Probe::Hung => return Err(NodeError::Hung(path)),
+                Probe::Hung => return Err(CallError::Hung(path)),
                 // Everybody who held it died. Targets that show it stay dead until their pods start again.
                 answer => tracing::warn!(identity, ?answer, "replacing a superblock that is not alive"),
             }
@@ -114,7 +114,7 @@ impl Plugin {
         result
     }
 
-    async fn new_superblock(&self, record: &Record, path: &Path) -> Result<(), NodeError> {
+    async fn new_superblock(&self, record: &Record, path: &Path) -> Result<(), CallError> {
         let (layout, identity) = (self.layout.clone(), record.identity().to_owned());
         let fuse = spawn_blocking(move || mount::new_superblock(&layout, &identity)).await??;
         self.mounter.serve(&record.mount, fuse.as_fd(), SERVE).await?;
@@ -129,13 +129,13 @@ impl Plugin {
         Ok(())
     }
 
-    async fn expect_alive(&self, path: &Path) -> Result<(), NodeError> {
-        let Some(top) = mount::top(path)? else { return Err(NodeError::Dead(path.to_owned())) };
+    async fn expect_alive(&self, path: &Path) -> Result<(), CallError> {
+        let Some(top) = mount::top(path)? else { return Err(CallError::Dead(path.to_owned())) };
         match self.prober.probe(top.device, path, PROBE).await {
             Probe::Alive(_) => Ok(()),
-            Probe::Dead => Err(NodeError::Dead(path.to_owned())),
-            Probe::Hung => Err(NodeError::Hung(path.to_owned())),
-            Probe::Failed(source) => Err(NodeError::Probe { path: path.to_owned(), source }),
+            Probe::Dead => Err(CallError::Dead(path.to_owned())),
+            Probe::Hung => Err(CallError::Hung(path.to_owned())),
+            Probe::Failed(source) => Err(CallError::Probe { path: path.to_owned(), source }),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! NodeUnpublishVolume: everything at the target goes, and the superblock after its last target.
 
-use super::{Plugin, error::NodeError};
-use crate::mount;
+use super::Plugin;
+use crate::{error::CallError, mount};
 use larder_core::names;
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 impl Plugin {
     /// Works whatever the state of the mount: alive, dead, hung, stacked, or never made.
-    pub(super) async fn unpublish(self: Arc<Self>, target: PathBuf) -> Result<(), NodeError> {
+    pub(super) async fn unpublish(self: Arc<Self>, target: PathBuf) -> Result<(), CallError> {
         let _target = self.locks.target(&target)?;
         match self.state.by_target(&target) {
             Some(record) => {
@@ -25,7 +25,7 @@ impl Plugin {
     }
 
     /// Takes a target off, and the superblock too if it was the last one. The identity must be locked.
-    pub(super) async fn withdraw(&self, identity: &str, target: &Path) -> Result<(), NodeError> {
+    pub(super) async fn withdraw(&self, identity: &str, target: &Path) -> Result<(), CallError> {
         clear(target).await?;
         let left = self.state.remove_target(identity, target)?;
         if left.is_some_and(|record| record.targets.is_empty()) {
@@ -35,7 +35,7 @@ impl Plugin {
     }
 
     /// Removes a superblock that is shown nowhere. When its mounter is alive, its session ends by that.
-    pub(crate) async fn release(&self, identity: &str) -> Result<(), NodeError> {
+    pub(crate) async fn release(&self, identity: &str) -> Result<(), CallError> {
         clear(&self.layout.superblock(identity)).await?;
         // The mounter does so too, if it is alive.
         self.held.remove_prefix(&format!("{}{identity}/", names::HELD_SESSIONS));
@@ -45,7 +45,7 @@ impl Plugin {
 }
 
 /// Unmounts everything at a path and removes the folder.
-async fn clear(path: &Path) -> Result<(), NodeError> {
+async fn clear(path: &Path) -> Result<(), CallError> {
     let path = path.to_owned();
     spawn_blocking(move || {
         mount::unmount_all(&path)?;

@@ -1,45 +1,48 @@
 //! Requests of the kubelet → what they mean, or INVALID_ARGUMENT.
 
-use super::error::NodeError;
-use crate::layout::Layout;
-use larder_api::labels;
-use larder_core::names;
-use larder_proto::csi::v1::{
-    NodePublishVolumeRequest, VolumeCapability,
-    volume_capability::{AccessType, access_mode},
+use crate::{
+    arguments::{capability, dataset_uid, given, object_name},
+    error::CallError,
+    layout::Layout,
 };
-use std::{collections::HashMap, path::PathBuf};
+use larder_api::labels;
+use larder_proto::csi::v1::NodePublishVolumeRequest;
+use std::path::PathBuf;
 
 /// Volume attribute that the kubelet adds (`podInfoOnMount`).
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
-/// Longest volume id: twice a UID and the dot.
-const VOLUME_ID_LEN: usize = 36 + 1 + 36;
-/// Mount options that change nothing about a mount that is always `ro,nosuid,nodev,noatime`.
-const HARMLESS_FLAGS: [&str; 5] = ["ro", "nosuid", "nodev", "noatime", "relatime"];
 
 /// A publish that makes sense.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Publish {
     pub(super) target: PathBuf,
+    pub(super) volume_id: String,
     pub(super) dataset_uid: String,
     pub(super) dataset_namespace: String,
     pub(super) dataset_name: String,
 }
 
-pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, NodeError> {
+pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, CallError> {
     let dataset_uid = dataset_uid(&request.volume_id)?;
-    let target = layout.target(&request.target_path).map_err(|e| NodeError::invalid("target_path", e))?;
-    capability(request.volume_capability.as_ref())?;
+    let target = layout.target(&request.target_path).map_err(|e| CallError::invalid("target_path", e))?;
+    match &request.volume_capability {
+        Some(one) => capability("volume_capability", one)?,
+        None => return Err(CallError::invalid("volume_capability", "is missing")),
+    }
     let context = &request.volume_context;
-    let dataset_namespace = object_name(context, labels::DATASET_NAMESPACE)?;
-    let dataset_name = object_name(context, labels::DATASET_NAME)?;
+    let name = |key: &str| {
+        let strange = || format!("{key} is missing or no name; is the PersistentVolume one of Larder's?");
+        object_name(context, key).ok_or_else(|| CallError::invalid("volume_context", strange()))
+    };
+    let (dataset_namespace, dataset_name) = (name(labels::DATASET_NAMESPACE)?, name(labels::DATASET_NAME)?);
     // The claim is what gives access, and claims are of one namespace. A volume made by hand must not get around that.
     match context.get(POD_NAMESPACE) {
         Some(pod) if *pod != dataset_namespace => {
-            Err(NodeError::Namespace { pod: pod.clone(), dataset: dataset_namespace.to_owned() })
+            Err(CallError::Namespace { pod: pod.clone(), dataset: dataset_namespace.to_owned() })
         }
         _ => Ok(Publish {
             target,
+            volume_id: request.volume_id.clone(),
             dataset_uid: dataset_uid.to_owned(),
             dataset_namespace: dataset_namespace.to_owned(),
             dataset_name: dataset_name.to_owned(),
@@ -48,60 +51,18 @@ pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Re
 }
 
 /// The volume id is not looked at closely: what was never published must be possible to unpublish.
-pub(super) fn unpublish(layout: &Layout, volume_id: &str, target_path: &str) -> Result<PathBuf, NodeError> {
-    if volume_id.is_empty() {
-        return Err(NodeError::invalid("volume_id", "is empty"));
-    }
-    layout.target(target_path).map_err(|e| NodeError::invalid("target_path", e))
-}
-
-/// The dataset of a volume handle `<dataset uid>.<claim uid>`.
-pub(super) fn dataset_uid(volume_id: &str) -> Result<&str, NodeError> {
-    if volume_id.is_empty() {
-        return Err(NodeError::invalid("volume_id", "is empty"));
-    }
-    let parts = if volume_id.len() == VOLUME_ID_LEN { volume_id.split_once('.') } else { None };
-    match parts {
-        Some((dataset, claim)) if names::is_uid(dataset) && names::is_uid(claim) => Ok(dataset),
-        _ => Err(NodeError::invalid("volume_id", "is not <dataset uid>.<claim uid>")),
-    }
-}
-
-fn capability(capability: Option<&VolumeCapability>) -> Result<(), NodeError> {
-    let invalid = |reason: &str| Err(NodeError::invalid("volume_capability", reason));
-    let Some(capability) = capability else { return invalid("is missing") };
-    let flags = match &capability.access_type {
-        Some(AccessType::Mount(mount)) => &mount.mount_flags,
-        Some(AccessType::Block(_)) => {
-            return invalid("a dataset is a file system, not a block device; use volumeMode Filesystem");
-        }
-        None => return invalid("has no access type"),
-    };
-    if let Some(flag) = flags.iter().find(|f| !HARMLESS_FLAGS.contains(&f.as_str())) {
-        return invalid(&format!("mount option {flag:?} is not supported"));
-    }
-    match capability.access_mode.as_ref().map(|m| m.mode()) {
-        None | Some(access_mode::Mode::Unknown) => invalid("has no access mode"),
-        // A dataset is mounted read-only whatever the mode, and on any number of nodes.
-        Some(_) => Ok(()),
-    }
-}
-
-/// A name as Kubernetes allows it: it becomes part of a URL.
-fn object_name<'a>(context: &'a HashMap<String, String>, key: &'static str) -> Result<&'a str, NodeError> {
-    let name = context.get(key).map(String::as_str).unwrap_or_default();
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    if starts && name.len() <= 253 && name.bytes().all(plain) {
-        return Ok(name);
-    }
-    Err(NodeError::invalid("volume_context", format!("{key} is missing or no name; is the PersistentVolume one of Larder's?")))
+pub(super) fn unpublish(layout: &Layout, volume_id: &str, target_path: &str) -> Result<PathBuf, CallError> {
+    given("volume_id", volume_id)?;
+    layout.target(target_path).map_err(|e| CallError::invalid("target_path", e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_proto::csi::v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use larder_proto::csi::v1::{
+        VolumeCapability,
+        volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode},
+    };
     use std::path::Path;
     use tonic::Code;
 

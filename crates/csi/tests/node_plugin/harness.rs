@@ -11,7 +11,9 @@ use larder_fuse::{
 };
 use larder_proto::{
     csi::v1::{
-        NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability, VolumeUsage,
+        CreateVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
+        VolumeUsage,
+        controller_client::ControllerClient,
         identity_client::IdentityClient,
         node_client::NodeClient,
         volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
@@ -21,7 +23,7 @@ use larder_proto::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     fs::{self, File},
     io,
@@ -104,6 +106,10 @@ impl Lab {
         self.base.path().join("k")
     }
 
+    pub fn csi_folder(&self) -> PathBuf {
+        self.kubelet().join("plugins/csi.larder.dev")
+    }
+
     /// Where a pod's volume goes; the kubelet makes the folder above.
     pub fn target(&self, pod: &str) -> PathBuf {
         let volume = self.kubelet().join("pods").join(pod).join("pv");
@@ -112,16 +118,22 @@ impl Lab {
     }
 
     pub fn request(&self, target: &Path) -> NodePublishVolumeRequest {
-        let context = [
-            ("larder.dev/dataset-namespace", "vision"),
-            ("larder.dev/dataset-name", "imagenet"),
-            ("csi.storage.k8s.io/pod.namespace", "vision"),
-        ];
+        let mut volume_context = parameters();
+        volume_context.insert("csi.storage.k8s.io/pod.namespace".to_owned(), "vision".to_owned());
         NodePublishVolumeRequest {
             volume_id: format!("{UID}.{UID}"),
             target_path: target.to_str().unwrap().to_owned(),
             volume_capability: Some(capability(AccessType::Mount(MountVolume::default()))),
-            volume_context: context.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            volume_context,
+            ..Default::default()
+        }
+    }
+
+    pub fn create_request(&self, name: &str) -> CreateVolumeRequest {
+        CreateVolumeRequest {
+            name: name.to_owned(),
+            volume_capabilities: vec![capability(AccessType::Mount(MountVolume::default()))],
+            parameters: parameters(),
             ..Default::default()
         }
     }
@@ -159,11 +171,20 @@ impl Lab {
     }
 
     pub async fn node(&self) -> NodeClient<Channel> {
-        NodeClient::new(connect(self.kubelet().join("plugins/csi.larder.dev/csi.sock")).await)
+        self.node_at("csi.sock").await
+    }
+
+    pub async fn node_at(&self, socket: &str) -> NodeClient<Channel> {
+        NodeClient::new(connect(self.csi_folder().join(socket)).await)
+    }
+
+    /// On the socket that has the node service too, or on its own.
+    pub async fn controller(&self, socket: &str) -> ControllerClient<Channel> {
+        ControllerClient::new(connect(self.csi_folder().join(socket)).await)
     }
 
     pub async fn identity(&self) -> IdentityClient<Channel> {
-        IdentityClient::new(connect(self.kubelet().join("plugins/csi.larder.dev/csi.sock")).await)
+        IdentityClient::new(connect(self.csi_folder().join("csi.sock")).await)
     }
 
     pub async fn registration(&self) -> RegistrationClient<Channel> {
@@ -186,7 +207,7 @@ impl Lab {
     }
 
     pub fn superblock(&self, identity: &str) -> PathBuf {
-        self.kubelet().join("plugins/csi.larder.dev/mounts").join(identity)
+        self.csi_folder().join("mounts").join(identity)
     }
 
     /// Mount options of the topmost layer.
@@ -258,13 +279,13 @@ impl Lab {
         })
     }
 
-    /// No mount but the shroud, no record, no session is left.
+    /// No mount but the shroud, no record, no volume, no session is left.
     pub async fn expect_clean(&self) {
         let mounts = mounts_beneath(self.base.path()).into_iter().filter(|m| m.fs_type == device::FS_TYPE);
         let mounts: Vec<_> = mounts.map(|m| (m.source, m.target)).collect();
-        assert_eq!(mounts, [("larder-shroud".to_owned(), self.kubelet().join("plugins/csi.larder.dev/shroud"))]);
-        for folder in ["state", "mounts"] {
-            let left: Vec<_> = fs::read_dir(self.kubelet().join("plugins/csi.larder.dev").join(folder)).unwrap().collect();
+        assert_eq!(mounts, [("larder-shroud".to_owned(), self.csi_folder().join("shroud"))]);
+        for folder in ["state", "mounts", "volumes"] {
+            let left: Vec<_> = fs::read_dir(self.csi_folder().join(folder)).unwrap().collect();
             assert!(left.is_empty(), "{folder}: {left:?}");
         }
         if self.mounter.0.is_cancelled() {
@@ -331,6 +352,13 @@ fn fuse_works(base: &Path) -> Result<(), device::DeviceError> {
     drop(fuse);
     umount2(base, MntFlags::MNT_DETACH).unwrap();
     Ok(())
+}
+
+/// What names the dataset.
+fn parameters() -> HashMap<String, String> {
+    [("larder.dev/dataset-namespace", "vision"), ("larder.dev/dataset-name", "imagenet")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 fn content(path: &str) -> Vec<u8> {

@@ -1,14 +1,15 @@
 //! The node plugin as the kubelet sees it: real gRPC on its sockets, a real mounter, real mounts; a worker and an API server
 //! that live in the test. Needs root and /dev/fuse; without them the tests say so and pass, except in CI, where they fail.
 
+mod controller;
 mod harness;
 
 use harness::{Lab, UID, capability, errno};
 use larder_fuse::{device, mountinfo};
 use larder_proto::{
     csi::v1::{
-        GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetVolumeStatsRequest,
-        NodePublishVolumeRequest, ProbeRequest, volume_capability,
+        GetPluginCapabilitiesRequest, GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
+        NodeGetVolumeStatsRequest, NodePublishVolumeRequest, ProbeRequest, volume_capability,
     },
     pluginregistration::v1::{InfoRequest, RegistrationStatus},
 };
@@ -33,6 +34,8 @@ async fn the_kubelet_learns_who_we_are() {
     let mut identity = lab.identity().await;
     assert_eq!(identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner().name, "csi.larder.dev");
     assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
+    let capabilities = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap().into_inner();
+    assert_eq!(capabilities.capabilities.len(), 1);
     let mut node = lab.node().await;
     assert_eq!(node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner().node_id, "gpu-1");
     assert_eq!(node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner().capabilities.len(), 1);
@@ -342,6 +345,8 @@ async fn wrong_requests_are_refused_with_the_right_code() {
     assert_eq!(stats(&good.volume_id, "").await, Code::InvalidArgument);
     assert_eq!(stats(&good.volume_id, &format!("{path}x")).await, Code::NotFound);
     assert_eq!(stats(&format!("{other}.{other}"), path).await, Code::NotFound);
+    assert_eq!(stats("no volume of ours", path).await, Code::NotFound);
+    assert_eq!(stats(&good.volume_id, "some/path").await, Code::NotFound);
     lab.unpublish(&target).await.unwrap();
     assert!(mountinfo::read().unwrap().iter().all(|m| !m.target.starts_with(lab.kubelet().join("pods"))));
     lab.stop().await;

@@ -1,6 +1,6 @@
 //! Everything a call can fail with, and its gRPC code.
 
-use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, permits::PermitError, state::StateError};
+use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, permits::PermitError, records::RecordError};
 use larder_fuse::device::DeviceError;
 use std::{fmt::Display, io, path::PathBuf};
 use tokio::task::JoinError;
@@ -8,9 +8,17 @@ use tonic::Code;
 
 /// Why a call failed. The kubelet shows the text in an Event of the pod.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NodeError {
+pub(crate) enum CallError {
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
+    #[error("capacity_range: {0}")]
+    OutOfRange(&'static str),
+    #[error("name: there is a volume {name:?} already, of dataset {dataset} and {capacity} bytes")]
+    OtherArguments { name: String, dataset: String, capacity: i64 },
+    #[error("volume_id: no volume {0:?} was made on this node")]
+    NoVolume(String),
+    #[error("volume {volume} is published at {}", target.display())]
+    InUse { volume: String, target: PathBuf },
     #[error("another call for {} is not over yet", .0.display())]
     Busy(PathBuf),
     #[error("other pods are waiting for the mount of {0} and did not get it either; their Events say why")]
@@ -38,23 +46,24 @@ pub(crate) enum NodeError {
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
-    State(#[from] StateError),
+    Record(#[from] RecordError),
     #[error("the call was interrupted by an internal error: {0}")]
     Task(#[from] JoinError),
 }
 
-impl NodeError {
-    pub(super) fn invalid(field: &'static str, reason: impl Display) -> Self {
+impl CallError {
+    pub(crate) fn invalid(field: &'static str, reason: impl Display) -> Self {
         Self::Invalid { field, reason: reason.to_string() }
     }
 
-    pub(super) fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::Busy(_) => Code::Aborted,
-            Self::OtherVolume { .. } => Code::AlreadyExists,
+            Self::OutOfRange(_) => Code::OutOfRange,
+            Self::OtherVolume { .. } | Self::OtherArguments { .. } => Code::AlreadyExists,
             Self::Namespace { .. } => Code::PermissionDenied,
-            Self::NotPublished { .. } => Code::NotFound,
+            Self::NotPublished { .. } | Self::NoVolume(_) => Code::NotFound,
             Self::Dataset(DatasetError::Missing(_) | DatasetError::OtherUid { .. }) => Code::NotFound,
             Self::Dataset(DatasetError::Get { .. } | DatasetError::Silent(_) | DatasetError::NotReady { .. })
             | Self::Queue(_)
@@ -63,19 +72,20 @@ impl NodeError {
             Self::Mounter(e) if e.retry() => Code::Unavailable,
             Self::Permit(_) => Code::Unavailable,
             Self::Foreign { .. }
+            | Self::InUse { .. }
             | Self::Dataset(DatasetError::Deleting(_))
             | Self::Mount(MountError::Device(DeviceError::Open(_))) => Code::FailedPrecondition,
             Self::Probe { .. }
             | Self::Dataset(DatasetError::Status { .. })
             | Self::Mounter(_)
             | Self::Mount(_)
-            | Self::State(_)
+            | Self::Record(_)
             | Self::Task(_) => Code::Internal,
         }
     }
 }
 
 /// Result of a task that gives a result.
-pub(super) fn joined<T>(result: Result<Result<T, NodeError>, JoinError>) -> Result<T, NodeError> {
-    result.map_err(NodeError::Task)?
+pub(crate) fn joined<T>(result: Result<Result<T, CallError>, JoinError>) -> Result<T, CallError> {
+    result.map_err(CallError::Task)?
 }
