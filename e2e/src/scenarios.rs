@@ -19,6 +19,7 @@ mod readme;
 mod reboot;
 mod replicas;
 mod samples;
+mod sanity;
 mod script;
 mod shroud;
 mod strangers;
@@ -79,6 +80,8 @@ pub const ALL: &[Test] = &[
         replicas::a_node_with_a_replica_takes_the_place_of_one_that_is_lost,
     )
     .within(LONG),
+    Test::new("csi_sanity_passes_with_one_socket_and_with_two", sanity::csi_sanity_passes_with_one_socket_and_with_two)
+        .within(LONG),
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),

@@ -97,7 +97,7 @@ impl Containers {
 }
 
 /// What the node plugin's records say is mounted on a node.
-fn targets(node: &Node) -> Result<Vec<String>> {
+pub(super) fn targets(node: &Node) -> Result<Vec<String>> {
     let folder = node.var_lib("kubelet").join("plugins/csi.larder.dev/state");
     let mut targets = Vec::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
