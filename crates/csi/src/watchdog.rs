@@ -4,8 +4,8 @@
 //! and no mounter serves it for as long as the limit, it is aborted: what waits fails, the mount gives ENOTCONN, and the next
 //! publish makes a new superblock.
 
-use crate::{mount, node::Plugin};
-use larder_fuse::control;
+use crate::{mount, mounter::MounterError, node::Plugin};
+use larder_fuse::{control, fdpass::FdPassError};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -17,18 +17,37 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A mounter that serves says so in less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Since when requests wait in vain, by identity.
+/// A mount is served when it was found so at so many looks in a row: a mounter that serves for a moment, before it dies of the same
+/// request again, helps no reader.
+const STEADY: u32 = 3;
+
+/// A superblock: identity and minor number.
+type Connection = (String, u32);
+
+/// Since when requests wait in vain.
 #[derive(Debug, Default)]
-struct Waits(BTreeMap<String, Instant>);
+struct Waits(BTreeMap<Connection, Wait>);
+
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    /// At the last looks in a row.
+    served: u32,
+}
 
 impl Waits {
-    /// Which of those that wait in vain now have done so for the limit.
-    fn overdue(&mut self, in_vain: &BTreeSet<String>, now: Instant, limit: Duration) -> Vec<String> {
-        self.0.retain(|identity, _| in_vain.contains(identity));
-        for identity in in_vain {
-            self.0.entry(identity.clone()).or_insert(now);
+    /// `in_vain` are those in which requests wait and that nobody serves now. Which of them have been without a mounter for the
+    /// limit?
+    fn overdue(&mut self, in_vain: &BTreeSet<Connection>, now: Instant, limit: Duration) -> Vec<Connection> {
+        for (connection, wait) in &mut self.0 {
+            wait.served = if in_vain.contains(connection) { 0 } else { wait.served + 1 };
         }
-        self.0.iter().filter(|(_, since)| now.duration_since(**since) >= limit).map(|(identity, _)| identity.clone()).collect()
+        self.0.retain(|_, wait| wait.served < STEADY);
+        for connection in in_vain {
+            self.0.entry(connection.clone()).or_insert(Wait { since: now, served: 0 });
+        }
+        let overdue = self.0.iter().filter(|(c, wait)| in_vain.contains(*c) && now.duration_since(wait.since) >= limit);
+        overdue.map(|(connection, _)| connection.clone()).collect()
     }
 }
 
@@ -37,29 +56,44 @@ pub(crate) async fn watch(plugin: &Plugin, limit: Duration) {
     let mut waits = Waits::default();
     loop {
         tokio::time::sleep(LOOK.min(limit)).await;
-        let minors = match plugin.superblocks() {
-            Ok(minors) => minors,
+        let in_vain = match in_vain(plugin).await {
+            Ok(in_vain) => in_vain,
             Err(error) => {
                 tracing::warn!(%error, "look for mounts that nobody serves");
                 continue;
             }
         };
-        let waiting: BTreeSet<String> =
-            minors.iter().filter(|(_, minor)| is_waiting(**minor)).map(|(i, _)| i.clone()).collect();
-        if waiting.is_empty() && waits.0.is_empty() {
-            continue;
-        }
-        // A mounter that does not answer serves nothing.
-        let served = plugin.mounter.served(PATIENCE).await.unwrap_or_default();
-        let in_vain = &waiting - &served;
-        for identity in waits.overdue(&in_vain, Instant::now(), limit) {
-            tracing::error!(identity, ?limit, "no mounter serves this mount and readers wait; ending it for them");
-            if let Some(Err(error)) = minors.get(&identity).map(|minor| control::abort(*minor)) {
+        for (identity, minor) in waits.overdue(&in_vain, Instant::now(), limit) {
+            tracing::error!(identity, minor, ?limit, "no mounter serves this mount and readers wait; ending it for them");
+            if let Err(error) = control::abort(minor) {
                 tracing::error!(identity, %error, "end a mount that nobody serves");
             }
             plugin.metrics.aborted.inc();
         }
     }
+}
+
+/// Connections in which requests wait and that no mounter serves. An error: that is not known.
+async fn in_vain(plugin: &Plugin) -> Result<BTreeSet<Connection>, WatchError> {
+    let waiting: BTreeSet<Connection> = plugin.superblocks()?.into_iter().filter(|(_, minor)| is_waiting(*minor)).collect();
+    if waiting.is_empty() {
+        return Ok(waiting);
+    }
+    let served = match plugin.mounter.served(PATIENCE).await {
+        Ok(served) => served,
+        // Nobody listens, or who listens is stopped: both serve nothing.
+        Err(MounterError::Away(FdPassError::Connect { .. }) | MounterError::Silent(_)) => BTreeSet::new(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(waiting.into_iter().filter(|(identity, _)| !served.contains(identity)).collect())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error(transparent)]
+    Mount(#[from] mount::MountError),
+    #[error(transparent)]
+    Mounter(#[from] MounterError),
 }
 
 /// A connection of which nothing can be learnt is left alone.
@@ -68,15 +102,15 @@ fn is_waiting(minor: u32) -> bool {
 }
 
 impl Plugin {
-    /// The minor numbers of all superblocks there should be.
-    fn superblocks(&self) -> Result<BTreeMap<String, u32>, mount::MountError> {
-        let mut minors = BTreeMap::new();
+    /// All superblocks there should be, as they are now.
+    fn superblocks(&self) -> Result<BTreeSet<Connection>, mount::MountError> {
+        let mut found = BTreeSet::new();
         for record in self.state.all() {
             if let Some(top) = mount::top(&self.layout.superblock(record.identity()))? {
-                minors.insert(record.identity().to_owned(), top.device.1);
+                found.insert((record.identity().to_owned(), top.device.1));
             }
         }
-        Ok(minors)
+        Ok(found)
     }
 }
 
@@ -87,12 +121,18 @@ mod tests {
     #[test]
     fn only_what_waits_in_vain_all_the_time_is_ended() {
         let (mut waits, start, limit) = (Waits::default(), Instant::now(), Duration::from_secs(10));
-        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(waits.overdue(&set(&["a", "b"]), at(0), limit), [""; 0]);
-        assert_eq!(waits.overdue(&set(&["a"]), at(6), limit), [""; 0]);
-        assert_eq!(waits.overdue(&set(&["a", "b"]), at(10), limit), ["a"]);
-        assert_eq!(waits.overdue(&set(&["b"]), at(15), limit), [""; 0], "it was served in between");
-        assert_eq!(waits.overdue(&set(&["b"]), at(20), limit), ["b"]);
+        let set = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 7)).collect::<BTreeSet<_>>();
+        let mut overdue = |names: &[&str], second| {
+            let overdue = waits.overdue(&set(names), start + Duration::from_secs(second), limit);
+            overdue.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(overdue(&["a", "b", "c"], 0), [""; 0]);
+        assert_eq!(overdue(&["a"], 6), [""; 0]);
+        assert_eq!(overdue(&["a", "c"], 8), [""; 0]);
+        assert_eq!(overdue(&["a"], 9), [""; 0]);
+        assert_eq!(overdue(&["a", "b"], 10), ["a"], "b was served at three looks in a row");
+        assert_eq!(overdue(&["b", "c"], 11), ["c"], "c was so for a moment only");
+        assert_eq!(overdue(&["b"], 19), [""; 0]);
+        assert_eq!(overdue(&["b"], 20), ["b"]);
     }
 }

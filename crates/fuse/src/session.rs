@@ -44,6 +44,9 @@ pub enum SessionError {
     /// This program would have answered INIT in another way than the one that did.
     #[error("this version of the program cannot go on with a mount that another version has made; let that one serve it")]
     OtherAnswer,
+    /// A request that was read and not answered would wait for ever.
+    #[error("this kernel (before 6.9) does not send requests again")]
+    NoResend,
     /// No thread.
     #[error("start thread of FUSE session: {0}")]
     Thread(io::Error),
@@ -106,7 +109,7 @@ impl<F: Filesystem> Session<F> {
     /// unmounts: that is the node plugin's.
     ///
     /// # Errors
-    /// The connection has ended; no thread.
+    /// The connection has ended; a kernel that does not send again; no thread.
     pub fn start(self, name: &str) -> Result<Ended, SessionError> {
         let Self { session, fuse, exchange, resumed } = self;
         // SAFETY: both are open descriptors of this process; the number that is given a new meaning is the session's, which
@@ -115,15 +118,10 @@ impl<F: Filesystem> Session<F> {
             return Err(SessionError::Handshake(io::Error::last_os_error()));
         }
         if resumed {
-            match resend(&fuse) {
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                    tracing::warn!(
-                        name,
-                        "this kernel (before 6.9) does not send requests again; those in flight wait for ever"
-                    );
-                }
-                sent => sent.map_err(SessionError::Handshake)?,
-            }
+            resend(&fuse).map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => SessionError::NoResend,
+                _ => SessionError::Handshake(error),
+            })?;
         } else {
             write(&fuse, &exchange.answer).map_err(SessionError::Handshake)?;
         }
@@ -137,6 +135,13 @@ impl<F: Filesystem> Session<F> {
             .map_err(SessionError::Thread)?;
         Ok(ended)
     }
+}
+
+/// Ends this process at once: nothing is dropped, so that no request is answered with an error because its answer was. The kernel
+/// sends again what is not answered.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: ends the process; nothing of it is used after that.
+    unsafe { libc::_exit(code) }
 }
 
 /// The name of a request in its connection, the same when it is sent again.

@@ -12,6 +12,7 @@
 
 mod ended;
 mod kept;
+mod lock;
 mod mounts;
 mod page;
 mod socket;
@@ -25,16 +26,18 @@ use crate::{
 use anyhow::Context as _;
 use kept::Keeping;
 use larder_core::names;
-use larder_fuse::fdpass::Listener;
+use larder_fuse::{fdpass::Listener, session};
 use larder_keeper::client::Held;
 use larder_members::Watch;
 use larder_peer::Options;
 use larder_telemetry::{Exposition, Health, Page, serve_admin_with};
 use larder_trust::Tokens;
+use lock::lock;
 use mounts::Mounts;
 pub use page::{MountPage, NodePage};
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -51,6 +54,8 @@ const FOLDER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the keeper at start. It may come later, and be given sessions by the node plugin: that is looked for this
 /// often.
 const LOOK: Duration = Duration::from_secs(1);
+/// Without a keeper for so long, mounts end with their mounter, and a new one is as good as the old one.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Flags of `larder mounter`.
 #[derive(Clone, Debug, clap::Args)]
@@ -104,7 +109,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     }));
     supervisor::beat().context("tell the supervisor that this process is alive")?;
     let client = kube::Client::try_default().await.context("connect to the API server")?;
-    run_with(args, client, shutdown).await
+    let mut locks = Vec::new();
+    let ended = serve(args, client, shutdown, &mut locks).await;
+    if let Err(error) = &ended {
+        tracing::error!(error = format!("{error:#}"), "the mounter ends");
+    }
+    // With the lock: the next process must not begin while threads of this one read. And without an answer to what is under way.
+    session::leave(i32::from(ended.is_err()))
 }
 
 /// As [`run`], in this process, with a client of the API server given.
@@ -112,13 +123,19 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// # Errors
 /// As [`run`].
 pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    serve(args, client, shutdown, &mut Vec::new()).await
+}
+
+/// `locks` are to be held as long as FUSE threads may run.
+async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, locks: &mut Vec<File>) -> anyhow::Result<()> {
     let open_files = open_files(args.open_files);
     let mut exposition = Exposition::default();
     let metrics = Metrics::register(&mut exposition);
     // From the start, so that a process that stands by has it all when keeper and mounter die together.
     let keeping = Keeping::new(Held::start(names::keeper_socket(&args.run_dir)));
     // The containers of a pod share its ports.
-    let Some(_pod) = lock(&args.catalog_dir.with_extension("lock"), &shutdown).await? else { return Ok(()) };
+    let Some(pod) = lock(&args.catalog_dir.with_extension("lock"), &shutdown).await? else { return Ok(()) };
+    locks.push(pod);
     let identity = names::mounter_identity(&args.run_dir);
     let stored = larder_trust::store::load(&identity);
     let stored = stored.inspect_err(|error| tracing::info!(%error, "goes on without stored credentials")).ok().flatten();
@@ -153,23 +170,22 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     });
     let admin =
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
-    // Ready to take over: when it is an update, the mounter before this one is asked to end now.
-    health.set_ready(true);
-    let serving = names::mounter_lock(&args.run_dir);
-    let waiting = lock(&serving, &shutdown).await?;
-    let Some(_serving) = waiting else {
+    // When it is an update, the mounter before this one is asked to end as soon as this one is ready: it must be able to go on.
+    background.spawn(be_ready(keeping.clone(), health.clone()));
+    let Some(serving) = lock(&names::mounter_lock(&args.run_dir), &shutdown).await? else {
         stopped.cancel();
         return admin.await.context("serve admin endpoints")?.map_err(Into::into);
     };
+    locks.push(serving);
     if let larder_trust::Security::Mutual(held) = security {
         background.spawn(larder_trust::store::keep(held, identity));
     }
     if !keeping.fetch(LOOK).await {
         tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
     }
-    mounts.take_over().await;
+    mounts.take_over(&health).await;
     let listener = listen(&names::mounter_socket(&args.run_dir)).await?;
-    background.spawn(keep_taking_over(Arc::clone(&mounts), keeping.clone()));
+    background.spawn(keep_taking_over(Arc::clone(&mounts), keeping.clone(), health.clone()));
     tracing::info!(node = args.node, open_files, "mounter is ready");
 
     let broken = mounts.broken();
@@ -183,49 +199,46 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
     if !keeping.are_held().await && tokio::time::timeout(drain, mounts.all_gone()).await.is_err() {
         tracing::warn!(mounts = mounts.list().len(), ?drain, "stopping although mounts are in use; their readers get ENOTCONN");
     }
+    if mounts.list().is_empty() {
+        leave_nothing(&args.run_dir);
+    }
     stopped.cancel();
     admin.await.context("serve admin endpoints")??;
     Ok(())
 }
 
 /// Sessions that the node plugin has given to a keeper that came later than this process.
-async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping) {
+async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping, health: Health) {
     loop {
         tokio::time::sleep(LOOK).await;
         if keeping.fetch(LOOK).await {
-            mounts.take_over().await;
+            mounts.take_over(&health).await;
         }
     }
 }
 
-/// Waits until no other process has the file locked; none when it is to stop before that. The kernel gives the lock back when the
-/// process is dead, and not before.
-async fn lock(path: &Path, shutdown: &CancellationToken) -> anyhow::Result<Option<File>> {
-    let deadline = tokio::time::Instant::now() + FOLDER_PATIENCE;
-    let file = loop {
-        match File::options().create(true).truncate(false).write(true).open(path) {
-            // The folder is the node plugin's to make.
-            Err(error) if tokio::time::Instant::now() < deadline => {
-                tracing::warn!(path = %path.display(), %error, "waiting for the folder of a lock");
-                tokio::time::sleep(FOLDER_PAUSE).await;
-            }
-            opened => break opened.with_context(|| format!("open {}", path.display()))?,
+/// Ready when everything that is held is here and can be read, or when there is no keeper to ask for so long that there is nobody
+/// to go on from.
+async fn be_ready(keeping: Keeping, health: Health) {
+    let deadline = tokio::time::Instant::now() + KEEPER_PATIENCE;
+    loop {
+        let fetched = keeping.fetch(LOOK).await;
+        match keeping.check() {
+            Ok(()) if fetched || tokio::time::Instant::now() > deadline => return health.set_ready(true),
+            Ok(()) => {}
+            Err(error) => tracing::error!(%error, "not ready: a mount that is held could not be taken over"),
         }
-    };
-    match file.try_lock() {
-        Ok(()) => return Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => tracing::info!(path = %path.display(), "another process serves; standing by"),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        tokio::time::sleep(LOOK).await;
     }
-    let name = path.to_owned();
-    // In a thread that may stay behind when this process ends.
-    let (locked, wait) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || drop(locked.send(file.lock().map(|()| file))));
-    match shutdown.run_until_cancelled(wait).await {
-        None => Ok(None),
-        Some(locked) => {
-            let locked = locked.context("wait for a lock")?;
-            locked.map(Some).with_context(|| format!("lock {}", name.display()))
+}
+
+/// Takes away what only the next mounter would need: this may have been the last one on the node.
+fn leave_nothing(run_dir: &Path) {
+    for path in [names::mounter_identity(run_dir), names::mounter_lock(run_dir)] {
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "remove a file of the mounter");
         }
     }
 }

@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AT_LEAST: Duration = Duration::from_secs(2);
 /// Longest wait for a live mount to answer.
 const PROBE: Duration = Duration::from_secs(5);
+/// Longest wait for the keeper, which answers at once or not at all.
+const HOLD: Duration = Duration::from_millis(500);
 /// Longest wait for the mounter to take a descriptor over.
 const SERVE: Duration = Duration::from_secs(10);
 
@@ -118,7 +120,13 @@ impl Plugin {
         let (layout, identity) = (self.layout.clone(), record.identity().to_owned());
         let fuse = spawn_blocking(move || mount::new_superblock(&layout, &identity)).await??;
         self.mounter.serve(&record.mount, fuse.as_fd(), SERVE).await?;
-        // The mounter has given it to the keeper, of whom this process has it too.
+        // The mounter has given it to the keeper, and from there this process has it too.
+        if !self.held.fetch(HOLD).await {
+            tracing::warn!(
+                identity = record.identity(),
+                "the keeper does not answer; until it does, this mount ends with its mounter"
+            );
+        }
         drop(fuse);
         self.expect_alive(path).await?;
         if let Some(mount) = mount::top(path)?

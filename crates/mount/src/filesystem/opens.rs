@@ -128,6 +128,8 @@ pub(super) struct OpenTable {
     backings: Arc<dyn Backings>,
     open: [Mutex<HashMap<u64, Open>>; SHARDS],
     slots: Slots,
+    /// The highest number of a backing file so far, and where that is noted.
+    highest: Mutex<(u32, Option<Slot>)>,
     idle: Cache<u64, Arc<Backing>>,
     unused: mpsc::UnboundedSender<Unused>,
     /// What the process before this one had and no handle needs. Nothing is registered before it is forgotten, so that none of
@@ -146,8 +148,10 @@ impl OpenTable {
         let (slots, found) = Slots::load(file)?;
         let (unused, waiting) = mpsc::unbounded_channel();
         let mut ids: BTreeMap<u32, Option<Slot>> = BTreeMap::new();
+        let mut highest = (0, None);
         for (slot, entry) in &found {
             match entry {
+                Entry::Highest { id } => highest = (*id, Some(*slot)),
                 Entry::Backing { id } => drop(ids.insert(*id, Some(*slot))),
                 Entry::Passthrough { id, .. } => drop(ids.entry(*id).or_default()),
                 Entry::Cached { .. } => {}
@@ -157,6 +161,7 @@ impl OpenTable {
             backings,
             open: std::array::from_fn(|_| Mutex::default()),
             slots,
+            highest: Mutex::new(highest),
             idle: Cache::new(IDLE),
             unused,
             stale: tokio::sync::Mutex::default(),
@@ -167,7 +172,7 @@ impl OpenTable {
         let mut used: HashMap<u32, Arc<Backing>> = HashMap::new();
         for (slot, entry) in found {
             let (handle, inode, way) = match entry {
-                Entry::Backing { .. } => continue,
+                Entry::Backing { .. } | Entry::Highest { .. } => continue,
                 Entry::Cached { handle, inode } => (handle, inode, Way::Cached),
                 Entry::Passthrough { handle, inode, id } => {
                     let backing = used.entry(id).or_insert_with(|| table.backing(id, None, ids.get(&id).copied().flatten()));
@@ -177,8 +182,8 @@ impl OpenTable {
             let mut open = table.shard(inode).lock();
             open.entry(inode).or_insert_with(|| Open::new(way)).handles.insert(handle, Some(slot));
         }
-        let unnoted = ids.keys().next_back().map_or(1..=UNNOTED, |last| last + 1..=last.saturating_add(UNNOTED));
-        let unnoted = unnoted.map(|id| Unused { id, slot: None });
+        let highest = highest.0.max(ids.keys().next_back().copied().unwrap_or_default());
+        let unnoted = (highest.saturating_add(1)..=highest.saturating_add(UNNOTED)).map(|id| Unused { id, slot: None });
         let noted = ids.into_iter().filter(|(id, _)| !used.contains_key(id)).map(|(id, slot)| Unused { id, slot });
         let stale = noted.chain(unnoted).collect();
         let table = Arc::new(Self { stale: tokio::sync::Mutex::new(stale), ..table });
@@ -251,6 +256,18 @@ impl OpenTable {
         self.slots.write(entry).inspect_err(|error| tracing::error!(%error, "note what is open")).ok()
     }
 
+    fn note_highest(&self, id: u32) {
+        let mut highest = self.highest.lock();
+        if id > highest.0 {
+            let entry = Entry::Highest { id };
+            let slot = match highest.1 {
+                Some(slot) => self.slots.replace(slot, entry).map(|()| slot).ok(),
+                None => self.note(entry),
+            };
+            *highest = (id, slot);
+        }
+    }
+
     fn erase(&self, slot: Option<Slot>) {
         if let Some(Err(error)) = slot.map(|slot| self.slots.clear(slot)) {
             tracing::error!(%error, "note what is not open any more");
@@ -269,6 +286,7 @@ impl OpenTable {
                 if self.failing.swap(false, Relaxed) {
                     tracing::info!(identity, "passthrough again");
                 }
+                self.note_highest(id);
                 Way::Passthrough(self.backing(id, Some(file), self.note(Entry::Backing { id })))
             }
             Err(error) => {

@@ -34,12 +34,18 @@ pub(super) enum Entry {
         /// Which.
         id: u32,
     },
+    /// No backing file has had a higher number: they are given in order.
+    Highest {
+        /// Which.
+        id: u32,
+    },
 }
 
 const FREE: u32 = 0;
 const PASSTHROUGH: u32 = 1;
 const CACHED: u32 = 2;
 const BACKING: u32 = 3;
+const HIGHEST: u32 = 4;
 
 impl Entry {
     /// `[handle: u64][inode: u64][id: u32][kind: u32][8 bytes 0]`, little-endian.
@@ -48,6 +54,7 @@ impl Entry {
             Self::Passthrough { handle, inode, id } => (handle, inode, id, PASSTHROUGH),
             Self::Cached { handle, inode } => (handle, inode, 0, CACHED),
             Self::Backing { id } => (0, 0, id, BACKING),
+            Self::Highest { id } => (0, 0, id, HIGHEST),
         };
         let mut bytes = [0; SIZE];
         bytes[..8].copy_from_slice(&handle.to_le_bytes());
@@ -67,6 +74,7 @@ impl Entry {
             PASSTHROUGH => Some(Self::Passthrough { handle, inode, id }),
             CACHED => Some(Self::Cached { handle, inode }),
             BACKING => Some(Self::Backing { id }),
+            HIGHEST => Some(Self::Highest { id }),
             _ => None,
         }
     }
@@ -128,6 +136,11 @@ impl Slots {
         written.map(|()| Slot(slot))
     }
 
+    /// In place of what is there.
+    pub(super) fn replace(&self, slot: Slot, entry: Entry) -> io::Result<()> {
+        self.put(slot.0, &entry.encode())
+    }
+
     pub(super) fn clear(&self, slot: Slot) -> io::Result<()> {
         self.put(slot.0, &[FREE as u8; SIZE])?;
         self.free.lock().within.push(slot.0);
@@ -159,6 +172,8 @@ mod tests {
         let (slots, found) = Slots::load(file.try_clone().unwrap()).unwrap();
         assert_eq!(found, [(at[0], entries[0]), (at[2], entries[2])]);
         assert_eq!(slots.write(entries[1]).unwrap(), at[1], "what is free is used again");
+        slots.replace(at[2], Entry::Highest { id: 9 }).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 3 * SIZE as u64);
+        assert_eq!(Slots::load(file).unwrap().1[2], (at[2], Entry::Highest { id: 9 }));
     }
 }

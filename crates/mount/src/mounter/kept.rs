@@ -85,9 +85,13 @@ impl Keeping {
         let record = serde_json::to_string(&record)?;
         let (catalog, table) = (catalog.file().try_clone()?, table.try_clone()?);
         // The connection last: where it is, the rest is too.
-        self.0.put(&key(name, CATALOG), "", Some(catalog.into()));
-        self.0.put(&key(name, OPENS), "", Some(table.into()));
-        Ok(self.0.put_now(&key(name, CONNECTION), record, Some(fuse), PATIENCE).await)
+        let mut kept = true;
+        for (what, value, fd) in [(CATALOG, "", catalog.into()), (OPENS, "", table.into()), (CONNECTION, &*record, fuse)] {
+            // Who did not answer once is not waited for again.
+            let patience = if kept { PATIENCE } else { Duration::ZERO };
+            kept &= self.0.put_now(&key(name, what), value, Some(fd), patience).await;
+        }
+        Ok(kept)
     }
 
     pub(super) fn ended(&self, name: &str) {
@@ -96,6 +100,20 @@ impl Keeping {
 
     pub(super) fn permit(&self, dataset_uid: &str, token: &str) {
         self.0.put(&format!("{PERMITS}{dataset_uid}"), token, None);
+    }
+
+    /// No mount of it is left.
+    pub(super) fn forbid(&self, dataset_uid: &str) {
+        self.0.remove(&format!("{PERMITS}{dataset_uid}"));
+    }
+
+    /// Could each session that is held be gone on with, as far as its record tells?
+    pub(super) fn check(&self) -> Result<(), KeptError> {
+        self.sessions().iter().try_for_each(|name| match self.get(name) {
+            // On its way here, or on its way out.
+            Ok(_) | Err(KeptError::Missing(..)) => Ok(()),
+            Err(error) => Err(error),
+        })
     }
 
     /// UIDs of datasets, and their mount tokens.

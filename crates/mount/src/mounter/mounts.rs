@@ -17,6 +17,7 @@ use larder_fuse::{
     protocol::mounter::{Mount, Served},
     session::{self, Ended, Exchange, SessionError},
 };
+use larder_telemetry::Health;
 use larder_trust::TokenError;
 use parking_lot::Mutex;
 use std::{
@@ -148,27 +149,39 @@ impl Mounts {
         self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange: None }).await
     }
 
-    /// Goes on with all sessions that others hold and that this process does not know yet.
-    pub(super) async fn take_over(self: &Arc<Self>) {
+    /// Goes on with all sessions that others hold and that this process does not know yet. With one that it can never go on with
+    /// it is not ready.
+    pub(super) async fn take_over(self: &Arc<Self>, health: &Health) {
         for (dataset_uid, token) in self.keeping.permits() {
-            // One that is over is of no use, and the node plugin brings another.
             if self.node.tokens.get(&dataset_uid).is_none()
                 && let Err(error) = self.node.tokens.set(&dataset_uid, &token)
             {
-                tracing::info!(dataset_uid, %error, "a mount token that was held is not used");
+                tracing::info!(dataset_uid, %error, "a mount token that was held is of no use");
+                self.keeping.forbid(&dataset_uid);
             }
         }
         let unknown = |name: &String| !self.table.lock().names.contains(name);
         for name in self.keeping.sessions().into_iter().filter(unknown) {
-            match self.go_on(&name).await {
-                Ok(()) => {}
-                // The rest of it may still be on its way here.
-                Err(MountError::Kept(error @ KeptError::Missing(..))) => tracing::warn!(name, %error, "not taken over yet"),
-                Err(error) => {
+            let Err(error) = self.go_on(&name).await else { continue };
+            match &error {
+                MountError::Session { source: SessionError::NoResend, .. } => {
+                    tracing::error!(name, %error, "a mount has ended with the mounter that died");
+                    // When nobody holds it any more the kernel ends it, and readers do not wait.
+                    self.keeping.ended(&name);
+                }
+                MountError::Session { source: SessionError::OtherAnswer, .. }
+                | MountError::Kept(KeptError::Version(_))
+                | MountError::Invalid(_) => {
                     tracing::error!(name, %error, "a mount cannot be taken over; its readers wait for a mounter that can");
-                    self.table.lock().names.insert(name);
+                    health.set_ready(false);
+                }
+                // The rest of it may be on its way here, or there may be memory again.
+                _ => {
+                    tracing::warn!(name, %error, "a mount is not taken over yet");
+                    continue;
                 }
             }
+            self.table.lock().names.insert(name);
         }
     }
 
@@ -176,9 +189,10 @@ impl Mounts {
         let Kept { name, mount, exchange, fuse, table, catalog } = self.keeping.get(name)?;
         let look = check(&mount)?;
         let catalog = self.catalogs.adopt(&mount.dataset_uid, &mount.snapshot, catalog).await?;
-        self.table.lock().names.insert(name.clone());
-        let exchange = Some(exchange);
-        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange }).await
+        let (known, exchange) = (name.clone(), Some(exchange));
+        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange }).await?;
+        self.table.lock().names.insert(known);
+        Ok(())
     }
 
     async fn run(self: &Arc<Self>, connection: Connection) -> Result<(), MountError> {
@@ -274,6 +288,14 @@ impl Mounts {
             }
         }
         self.keeping.ended(&name);
+        let needed = {
+            let table = self.table.lock();
+            table.sessions.values().any(|s| s.mount.dataset_uid == mount.dataset_uid)
+                || table.prepared.keys().any(|identity| identity.starts_with(&mount.dataset_uid))
+        };
+        if !needed {
+            self.keeping.forbid(&mount.dataset_uid);
+        }
         self.catalogs.release(&mount.snapshot);
         self.count_no_more((mount.dataset_uid, mount.identity));
     }
