@@ -175,9 +175,21 @@ fn run_check(tools: &Tools, (name, program, arguments): Check, record: &mut Reco
     match outcome {
         Ok(_) if name == UNIT => say(format!("ok {name} ({passed} passed, {} of them skipped)", skipped.len())),
         Ok(_) => say(format!("ok {name}")),
-        Err(error) => say(format!("FAILED {name}: {error:#}")),
+        Err(error) => {
+            failures(&product::last_output()).for_each(say);
+            say(format!("FAILED {name}: {error:#}"));
+        }
     }
     record.skipped.extend(skipped);
+}
+
+/// What test programs say of tests that failed: which, and where they ended; the end of the output may be another program's.
+fn failures(output: &str) -> impl Iterator<Item = String> {
+    let lines: Vec<&str> = output.lines().collect();
+    let starts = (0..lines.len()).filter(|at| lines[*at].ends_with("... FAILED") || lines[*at].contains(" panicked at "));
+    // A panic's reason is on the lines after it.
+    let told: Vec<String> = starts.map(|at| lines[at..lines.len().min(at + 4)].join("\n  ")).collect();
+    told.into_iter()
 }
 
 /// The tests that say in their output that they were not run, and why.
@@ -238,6 +250,14 @@ mod tests {
         let output = "test a ... ok\ntest result: ok. 12 passed; 0 failed; 1 ignored; 0 measured\n\
                       test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
         assert_eq!(counts(output), (15, 2));
+    }
+
+    #[test]
+    fn tests_that_failed_are_named_with_their_reason() {
+        let output = "test a ... ok\ntest b ... FAILED\nthread 'b' (7) panicked at b.rs:1:2:\nno such file\n\nend\nmore\n";
+        let told: Vec<String> = failures(output).collect();
+        assert_eq!(told.len(), 2);
+        assert!(told[0].starts_with("test b ... FAILED") && told[1].contains("no such file") && !told[1].contains("more"));
     }
 
     #[test]

@@ -82,7 +82,9 @@ async fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled() {
     let mut given = first.given();
     let filling = wanting(&second, own(0, FILE)).await;
     assert!(!given.has_changed().unwrap());
-    assert_eq!(meet(&first), 5);
+    // One more if the disk is looked at while the other writes something small beside its files.
+    let files = meet(&first);
+    assert!((5..=6).contains(&files), "{files}");
     assert!(given.changed().now_or_never().is_some(), "who wants them back may look for room");
     filling.await.unwrap().unwrap();
     assert!(is_full(&fill(&first, own(20, FILE)).await), "what the other waits for is left to it");
@@ -91,7 +93,7 @@ async fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled() {
     }
     assert!(is_full(&fill(&second, own(5, FILE)).await), "it has its share");
     assert_eq!([meet(&first), meet(&second)], [0, 0]);
-    assert_eq!([first.usage().files, second.usage().files], [5, 5]);
+    assert_eq!([first.usage().files, second.usage().files], [10 - files, 5]);
 }
 
 #[tokio::test]
