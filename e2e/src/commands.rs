@@ -41,6 +41,18 @@ pub enum Command {
         #[arg(long)]
         no_build: bool,
     },
+    /// Break every daemon of a node under readers; results in target/faults
+    Faults {
+        /// Use the image that `target/images` has
+        #[arg(long)]
+        no_build: bool,
+        /// Part of the names of the cases to run
+        #[arg(long, env = "ONLY", default_value = "")]
+        only: String,
+        /// Few faults of each kind, in under ten minutes
+        #[arg(long, env = "QUICK", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
+        quick: bool,
+    },
     /// Measure Larder against a plain S3 client and the local disk; results in target/bench
     Bench {
         /// Use the image that `target/images` has
@@ -155,6 +167,7 @@ impl Command {
             Self::Down => keep::down(),
             Self::Demo { no_build } => demo(no_build),
             Self::Bench { no_build } => bench(no_build),
+            Self::Faults { no_build, only, quick } => faults(no_build, &only, quick),
             Self::Test(arguments) => test(&arguments),
             Self::Ci(arguments) => ci(arguments),
             Self::Keep { demo } => in_capsule(&own_arguments(), |run, tools| keep::inside(run, tools, demo)),
@@ -315,6 +328,21 @@ fn demo(no_build: bool) -> Result<i32> {
         lab.down()?;
         say("the cluster is down, nothing is left");
         Ok(0)
+    })
+}
+
+fn faults(no_build: bool, only: &str, quick: bool) -> Result<i32> {
+    if !inside_a_capsule() {
+        preflight::check()?;
+        let tools = Tools::install(Wanted::All)?;
+        if !no_build {
+            product::build(&tools)?;
+        }
+    }
+    in_capsule(&own_arguments(), |run, tools| {
+        let lab = Lab::up(run, tools, &ClusterSpec::from_environment()?)?;
+        let hold = scenarios::faults(&lab, only, quick)?;
+        lab.down().map(|()| i32::from(!hold))
     })
 }
 

@@ -8,6 +8,7 @@ mod damage;
 mod datasets;
 mod demo;
 mod disk;
+mod faults;
 mod folder;
 mod install;
 mod keys;
@@ -32,6 +33,7 @@ use crate::suite::Test;
 
 pub use bench::bench;
 pub use demo::demo;
+pub use faults::faults;
 
 /// Limit of tests that wait for back-offs.
 const LONG: Duration = Duration::from_secs(600);
