@@ -65,7 +65,9 @@ pub fn faults(lab: &Lab, only: &str, quick: bool) -> Result<bool> {
     for (name, mode, readers, kinds) in mounts {
         let named = Named { lab, namespace: name, name };
         let manifest = upload(lab, BUCKET, name, 23)?;
-        named.create()?;
+        lab.cluster.create_namespace(name)?;
+        // The kernel reads files that are on the disk of their reader's node.
+        lab.cluster.apply(&named.yaml()?.replacen("  cache:\n", "  cache:\n    placement: Everywhere\n", 1))?;
         named.set_mount(&json!({ "mode": mode }))?;
         named.wait("Preloaded", WAIT)?;
         started.push((named, manifest, readers, kinds));
