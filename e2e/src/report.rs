@@ -22,7 +22,8 @@ pub fn say(line: impl AsRef<str>) {
 
 /// How long until nothing was printed for too long.
 fn until_silence() -> Duration {
-    let silent = LAST.lock().ok().and_then(|last| *last).map_or(Duration::ZERO, |last| last.elapsed());
+    // Before the first line silence counts from the first look.
+    let silent = LAST.lock().map_or(Duration::ZERO, |mut last| last.get_or_insert_with(Instant::now).elapsed());
     HEARTBEAT.saturating_sub(silent)
 }
 
@@ -75,4 +76,15 @@ pub fn with_heartbeat<T>(what: &str, detail: impl Fn() -> String + Send, work: i
         drop(done);
         result
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_over_some_time_also_when_nothing_was_ever_said() {
+        until_silence();
+        assert!(until_silence() < HEARTBEAT);
+    }
 }
