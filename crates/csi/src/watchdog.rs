@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(2);
-/// A mounter that serves says so in less than a millisecond.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A mounter that serves says so in less than a millisecond; one that is short of CPU must not be taken for one that does not.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A mount is served when it was found so at so many looks in a row: a mounter that serves for a moment, before it dies of the same
 /// request again, helps no reader.

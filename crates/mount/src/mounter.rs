@@ -171,7 +171,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     let admin =
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
     // When it is an update, the mounter before this one is asked to end as soon as this one is ready: it must be able to go on.
-    background.spawn(be_ready(keeping.clone(), health.clone()));
+    background.spawn(be_ready(Arc::clone(&mounts), keeping.clone(), health.clone()));
     let Some(serving) = lock(&names::mounter_lock(&args.run_dir), &shutdown).await? else {
         stopped.cancel();
         return admin.await.context("serve admin endpoints")?.map_err(Into::into);
@@ -219,9 +219,9 @@ async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping, health: Health)
 
 /// Ready when everything that is held is here and can be read, or when there is no keeper to ask for so long that there is nobody
 /// to go on from.
-async fn be_ready(keeping: Keeping, health: Health) {
+async fn be_ready(mounts: Arc<Mounts>, keeping: Keeping, health: Health) {
     let deadline = tokio::time::Instant::now() + KEEPER_PATIENCE;
-    loop {
+    while mounts.is_fit() {
         let fetched = keeping.fetch(LOOK).await;
         match keeping.check() {
             Ok(()) if fetched || tokio::time::Instant::now() > deadline => return health.set_ready(true),

@@ -26,7 +26,10 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch, time::Instant};
@@ -77,6 +80,8 @@ pub(super) struct Mounts {
     sessions: watch::Sender<usize>,
     /// A session has ended although it is mounted.
     broken: CancellationToken,
+    /// There is a session that this version cannot go on with.
+    unfit: AtomicBool,
 }
 
 #[derive(Default)]
@@ -120,7 +125,8 @@ impl Mounts {
         let sessions = watch::Sender::new(0);
         let run_dir = run_dir.to_owned();
         let (table, broken) = (Mutex::default(), CancellationToken::new());
-        Self { node, catalogs, metrics, run_dir, fuse_threads, keeping, table, sessions, broken }
+        let unfit = AtomicBool::new(false);
+        Self { node, catalogs, metrics, run_dir, fuse_threads, keeping, table, sessions, broken, unfit }
     }
 
     /// Shows the token to workers from now on.
@@ -173,6 +179,7 @@ impl Mounts {
                 | MountError::Kept(KeptError::Version(_))
                 | MountError::Invalid(_) => {
                     tracing::error!(name, %error, "a mount cannot be taken over; its readers wait for a mounter that can");
+                    self.unfit.store(true, Relaxed);
                     health.set_ready(false);
                 }
                 // The rest of it may be on its way here, or there may be memory again.
@@ -364,6 +371,11 @@ impl Mounts {
             passthrough: table.sessions.values().find_map(|s| s.outcome.kernel_can.get().copied()),
             mounts: table.sessions.values().map(shown).collect(),
         }
+    }
+
+    /// Could it go on with all that it has seen?
+    pub(super) fn is_fit(&self) -> bool {
+        !self.unfit.load(Relaxed)
     }
 
     /// Cancelled when the next process has to go on with what this one has.
