@@ -124,6 +124,8 @@ pub const ALL: &[Test] = &[
     Test::new("a_folder_that_all_nodes_share_is_a_source_too", folder::a_folder_that_all_nodes_share_is_a_source_too)
         .within(LONG),
     Test::new("a_full_disk_is_named_and_heals", disk::a_full_disk_is_named_and_heals).within(LONG),
+    Test::new("a_disk_of_several_that_fails_leaves_the_others", disk::a_disk_of_several_that_fails_leaves_the_others)
+        .within(LONG),
     Test::new(
         "a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled",
         disk::a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled,

@@ -80,8 +80,10 @@ pub struct CacheDatasetSpec {
 #[x_kube(validation = Rule::new("!has(self.placement) || self.placement != 'Everywhere' || !has(self.replicas) || self.replicas == 1")
     .message("replicas is for placement Sharded: with Everywhere each node keeps everything"))]
 pub struct Cache {
-    /// The disks to use, exactly one entry.
-    #[schemars(length(min = 1, max = 1))]
+    /// The disks to use, 1 to 8. Each file lies on one of them, on each as much as its quota is of all quotas. The first one that works
+    /// also holds what is not data. A disk that fails is done without: what was on it is fetched again, to the others.
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.name == b.name))").message("each tier may be named once"))]
     pub tiers: Vec<Tier>,
     /// On how many nodes each file is kept, 1 to 3, if there are so many. Default 1. With more, files of a node that is lost or slow
     /// are read from the disk of another one, and not from the object store again. The first copy is fetched from the object
@@ -119,6 +121,9 @@ pub enum Placement {
     /// Each node everything.
     Everywhere,
 }
+
+/// Most disks of a dataset on one node.
+pub const MAX_TIERS: usize = 8;
 
 /// Space on one kind of disk.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -1,282 +1,245 @@
-//! The cache as its users see it.
-
-mod check;
-mod chunk;
-mod evict;
-mod neighbours;
-mod scrub;
+//! The disks of a dataset on one node as its users see them.
+//!
+//! Each object lies on one disk. A new one goes to the disk that weighted rendezvous hashing over their quotas names, so that each has
+//! a part of all sizes of files, or to the next one in that order if there is no room for it there. What is somewhere stays there.
+//!
+//! A disk that fails while something is kept on it gets nothing new for a minute; what was begun there begins anew on the next one. What
+//! is complete on it is still read, and what of that turns out to be unreadable is fetched again, to another disk.
 
 use crate::{
-    CHUNK, CacheError, Checked, Floor, Keep, Object, ReadError, blocks, chunk_range, chunks,
-    fill::{self, Chunk, Fill},
-    index::Index,
-    layout,
-    scan::{self, Found},
-    sidecar::Sidecar,
-    space::{self, Space},
-    unreadable::{Unreadable, off},
+    CacheError, Checked, Integrity, Object, Options, ReadError, Usage,
+    disk::{Common, Disk},
 };
 use bytes::Bytes;
-pub use check::Integrity;
-use check::{Checks, Damaged};
-use futures::{FutureExt as _, StreamExt as _, stream};
-use larder_core::{eviction::Wanted, key::ObjectKey};
-use parking_lot::Mutex;
+use futures::future::join_all;
+use larder_core::{key::ObjectKey, placement};
+use parking_lot::{Mutex, RwLock};
 use std::{
-    fs, io,
+    fmt,
+    fs::File,
     ops::Range,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{Semaphore, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::watch;
 
-/// Bounds of a cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Bytes the dataset may use on this node; 0: no limit.
-    pub quota: u64,
-    /// Space of the disk that is left alone.
-    pub floor: Floor,
-    /// Bytes of all fetches in flight together; a quarter is kept for reads that someone waits for. Default 64 MiB:
-    /// 16 chunks, enough for 1.25 GB/s at 50 ms per chunk.
-    pub in_flight: u64,
-}
+/// A disk that failed gets nothing new for so long.
+const OUT: Duration = Duration::from_secs(60);
+/// What a unit of weight in the choice of a disk stands for.
+const WEIGHT: u64 = 64 << 20;
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { quota: 0, floor: Floor::default(), in_flight: 64 << 20 }
-    }
-}
-
-/// What the cache holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Complete files.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Bytes reserved for files on their way.
-    pub fill_bytes: u64,
-}
-
-/// The cache of one dataset; clones are the same cache. `E` is the error of the fetchers.
+/// The cache of one dataset on this node; clones are the same cache. `E` is the error of the fetchers.
 pub struct Cache<E: std::error::Error + Clone + Send + Sync + 'static> {
-    inner: Arc<Inner<E>>,
+    common: Common,
+    places: Arc<RwLock<Places<E>>>,
+}
+
+type Places<E> = Arc<[Arc<Place<E>>]>;
+
+/// A disk of it.
+struct Place<E: std::error::Error + Clone + Send + Sync + 'static> {
+    /// Its number in the orders.
+    number: usize,
+    /// By name and weight it is chosen.
+    name: String,
+    weight: AtomicU32,
+    disk: Disk<E>,
+    failed: Mutex<Option<(Instant, CacheError)>>,
+}
+
+fn weight(quota: u64) -> u32 {
+    u32::try_from(quota.div_ceil(WEIGHT)).unwrap_or(u32::MAX)
+}
+
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Place<E> {
+    fn is_out(&self) -> bool {
+        self.failed.lock().as_ref().is_some_and(|(since, _)| since.elapsed() < OUT)
+    }
+
+    fn score(&self, key: &ObjectKey) -> f64 {
+        placement::score(key, &self.name, self.weight.load(Relaxed))
+    }
+
+    /// It could not keep or give an object: another disk is to begin with it anew.
+    async fn refused(&self, key: &ObjectKey, error: &CacheError) {
+        if matches!(error, CacheError::Disk { .. }) && !error.is_full() {
+            if !self.is_out() {
+                tracing::error!(disk = self.name, %error, "a disk fails; nothing new is kept on it for a minute");
+            }
+            *self.failed.lock() = Some((Instant::now(), error.clone()));
+        }
+        if let Err(error) = self.disk.abandon(key).await {
+            tracing::debug!(disk = self.name, %key, %error, "an unfinished file stays");
+        }
+    }
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Clone for Cache<E> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self { common: self.common.clone(), places: Arc::clone(&self.places) }
     }
 }
 
-impl<E: std::error::Error + Clone + Send + Sync + 'static> std::fmt::Debug for Cache<E> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("dir", &self.inner.dir).field("usage", &self.usage()).finish()
+impl<E: std::error::Error + Clone + Send + Sync + 'static> fmt::Debug for Cache<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all().iter().map(|place| &place.disk)).finish()
     }
 }
-
-struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
-    dir: PathBuf,
-    index: Mutex<Index<E>>,
-    space: Space,
-    sidecars: Sidecars,
-    checks: Checks,
-    damaged: Damaged,
-    scrubbed: Mutex<scrub::Progress>,
-    evicted: AtomicU64,
-    /// Whose turn it is to wait for room that neighbours make.
-    short: Semaphore,
-    /// When the neighbours could be given nothing, because all files were in use.
-    firm: Mutex<Option<Instant>>,
-    given: watch::Sender<()>,
-    /// In KiB.
-    budget: Semaphore,
-    background: Semaphore,
-    closed: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
-    /// Ends fills that are marked as dropped. Blocks.
-    fn end_dropped(&self, fills: &[Arc<Fill<E>>]) {
-        // Before the index knows: another fill of the same object may begin then, with a file of the same name.
-        fills.iter().for_each(|fill| fill::abandon(&self.dir, &fill.key));
-        let mut index = self.index.lock();
-        fills.iter().for_each(|fill| index.end(fill, false));
-    }
-}
-
-/// Who waits for the bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lane {
-    Reader,
-    Background,
-}
-
-/// Sidecars in memory, so that a read does not read one each time.
-type Sidecars = quick_cache::sync::Cache<ObjectKey, Arc<Sidecar>, SidecarWeight>;
-/// Bytes of them: those of 250 GiB of files that are being read.
-const SIDECARS: usize = 16 << 20;
-
-#[derive(Clone)]
-struct SidecarWeight;
-
-impl quick_cache::Weighter<ObjectKey, Arc<Sidecar>> for SidecarWeight {
-    fn weight(&self, _: &ObjectKey, sidecar: &Arc<Sidecar>) -> u64 {
-        // 150: the key, the entry and the headers of the allocations.
-        150 + 4 * sidecar.crcs.len() as u64
-    }
-}
-
-enum Here<E: std::error::Error + Clone + Send + Sync + 'static> {
-    Complete,
-    Fill(Arc<Fill<E>>),
-}
-
-/// A file that turns out to be gone or unreadable is fetched anew; more often than this means the disk is at its end.
-const TRIES: usize = 3;
-/// Longest wait for fetches to end before the folder is left to others, or erased.
-const CLOSE_WAIT: Duration = Duration::from_secs(30);
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
-    /// Scans the folder and takes it over; one process at a time. Blocks while it scans.
+    /// Without a disk yet. `in_flight`: bytes of all fetches in flight together; a quarter is kept for reads that someone waits for.
+    #[must_use]
+    pub fn new(in_flight: u64) -> Self {
+        Self { common: Common::new(in_flight), places: Arc::new(RwLock::new(Arc::new([]))) }
+    }
+
+    /// Scans the folder and takes it over, one process at a time. `number` is its place in the orders, see [`Self::set_quotas`].
+    /// Blocks while it scans.
     ///
     /// # Errors
-    /// The disk's.
-    pub fn open(dir: &Path, options: Options) -> Result<Self, CacheError> {
-        Self::open_on(dir, options, space::of_disk)
+    /// The disk's; the others go on without it.
+    pub fn add(&self, number: usize, dir: &Path, options: Options) -> Result<(), CacheError> {
+        let disk = Disk::open(dir, options, &self.common)?;
+        let (name, weight) = (dir.to_string_lossy().into_owned(), AtomicU32::new(weight(options.quota)));
+        let place = Arc::new(Place { number, name, weight, disk, failed: Mutex::new(None) });
+        let mut places = self.places.write();
+        *places = places.iter().cloned().chain([place]).collect();
+        Ok(())
     }
 
-    fn open_on(dir: &Path, options: Options, look: space::Look) -> Result<Self, CacheError> {
-        let Found { complete, unfinished } = scan::scan(dir)?;
-        let mut index = Index::new(complete, options.quota);
-        for (key, journal) in unfinished {
-            index.begin(&Arc::new(Fill::found(key, &journal)), Keep::Own);
+    fn all(&self) -> Places<E> {
+        Arc::clone(&self.places.read())
+    }
+
+    /// Changes the quota of each disk; one that has none is left as it is. What is there already stays; nothing more comes in
+    /// while it is exceeded.
+    pub fn set_quotas(&self, quotas: &[u64]) {
+        for place in &*self.all() {
+            let Some(quota) = quotas.get(place.number) else { continue };
+            place.weight.store(weight(*quota), Relaxed);
+            place.disk.set_quota(*quota);
         }
-        let budget = (options.in_flight.max(CHUNK) >> 10) as usize;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                dir: dir.to_owned(),
-                index: Mutex::new(index),
-                space: Space::new(dir, options.floor, look),
-                sidecars: Sidecars::with_weighter(SIDECARS / 1024, SIDECARS as u64, SidecarWeight),
-                checks: Checks::default(),
-                damaged: Damaged::default(),
-                scrubbed: Mutex::new(scrub::Progress::load(dir)),
-                evicted: AtomicU64::new(0),
-                short: Semaphore::new(1),
-                firm: Mutex::new(None),
-                given: watch::Sender::new(()),
-                budget: Semaphore::new(budget),
-                background: Semaphore::new((budget * 3 / 4).max((CHUNK >> 10) as usize)),
-                closed: CancellationToken::new(),
-                tasks: TaskTracker::new(),
-            }),
-        })
-    }
-
-    /// Changes the quota. What is there already stays; nothing more comes in while it is exceeded.
-    pub fn set_quota(&self, quota: u64) {
-        self.inner.index.lock().set_quota(quota);
     }
 
     /// What it holds now.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let index = self.inner.index.lock();
-        let (bytes, fill_bytes) = index.bytes();
-        Usage { files: index.files(), bytes, fill_bytes }
+        self.all().iter().map(|place| place.disk.usage()).fold(Usage::default(), |sum, disk| Usage {
+            files: sum.files + disk.files,
+            bytes: sum.bytes + disk.bytes,
+            fill_bytes: sum.fill_bytes + disk.fill_bytes,
+        })
     }
 
-    /// Bytes that may come in now: what the quota leaves, and the disk above its floor. Blocks.
+    /// Bytes that may come in now, on all disks that work: what the quotas leave, and the disks above their floors. Blocks.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's, if none says.
     pub fn room(&self) -> Result<u64, CacheError> {
-        let left = self.inner.index.lock().free();
-        Ok(left.min(self.inner.space.room(&self.inner.dir)?))
+        self.sum(Disk::room)
+    }
+
+    /// Bytes beyond [`Self::room`] that the neighbours would make for files of the own share. Blocks.
+    ///
+    /// # Errors
+    /// The disk's, if none says.
+    pub fn owed(&self) -> Result<u64, CacheError> {
+        self.sum(Disk::owed)
+    }
+
+    fn sum(&self, of: impl Fn(&Disk<E>) -> Result<u64, CacheError>) -> Result<u64, CacheError> {
+        let (mut sum, mut last) = (None, None);
+        let places = self.all();
+        for place in places.iter().filter(|place| places.len() == 1 || !place.is_out()) {
+            match of(&place.disk) {
+                Ok(bytes) => sum = Some(sum.unwrap_or(0u64).saturating_add(bytes)),
+                Err(error) => last = Some(error),
+            }
+        }
+        one_of(sum, last)
+    }
+
+    fn complete(&self, key: &ObjectKey) -> Option<Arc<Place<E>>> {
+        self.places.read().iter().find(|place| place.disk.contains(key)).cloned()
     }
 
     /// Is the file complete?
     #[must_use]
     pub fn contains(&self, key: &ObjectKey) -> bool {
-        self.inner.index.lock().complete(key).is_some()
+        self.places.read().iter().any(|place| place.disk.contains(key))
     }
 
-    /// Is the range on the disk, so that reading it asks no one?
+    /// Is the range on a disk, so that reading it asks no one?
     #[must_use]
     pub fn has(&self, key: &ObjectKey, range: &Range<u64>) -> bool {
-        let index = self.inner.index.lock();
-        index.complete(key).is_some() || index.fill(key).is_some_and(|f| f.has(covering(f.size, range)))
+        self.places.read().iter().any(|place| place.disk.has(key, range))
     }
 
-    /// A whole chunk that is on the disk, compared with the checksums it was written with. Fetches nothing and waits for nobody.
+    /// A whole chunk that is on a disk, compared with the checksums it was written with. Fetches nothing and waits for nobody.
     pub async fn chunk_here(&self, key: &ObjectKey, range: &Range<u64>) -> Option<Checked> {
-        let n = range.start / CHUNK;
-        let (size, fill) = {
-            let index = self.inner.index.lock();
-            let fill = index.fill(key).cloned();
-            (index.complete(key).map(|e| e.size).or(fill.as_ref().map(|f| f.size))?, fill)
-        };
-        if range.start >= size || chunk_range(size, n) != *range {
-            return None;
+        for place in &*self.all() {
+            if let Some(chunk) = place.disk.chunk_here(key, range).await {
+                return Some(chunk);
+            }
         }
-        match fill {
-            Some(fill) if fill.has(n..n + 1) => self.read_fill(&fill, range).await.ok(),
-            Some(_) => None,
-            None => self.read_complete(key, range).await.ok(),
-        }
+        None
     }
 
     /// Waits until the fetch of this chunk has ended, if one is under way; begins none.
     pub async fn landed(&self, key: &ObjectKey, range: &Range<u64>) {
-        let fill = self.inner.index.lock().fill(key).cloned();
-        let Some(fill) = fill else { return };
-        let flight = match fill.map.lock().chunks.get((range.start / CHUNK) as usize) {
-            Some(Chunk::Flying(flight)) => flight.clone(),
-            _ => return,
-        };
-        // How it ended is on the disk.
-        let _ = flight.await;
+        for place in &*self.all() {
+            place.disk.landed(key, range).await;
+        }
     }
 
-    /// Reads a range; what is not on the disk is fetched in whole chunks and kept. The range lies inside the object. Bytes on
-    /// the disk that are not what was written are fetched again.
+    /// As [`Self::open_complete`], if that needs no more than to open the file: it is known to be good already. Blocks for the
+    /// disk only.
+    #[must_use]
+    pub fn open_now(&self, key: &ObjectKey) -> Option<File> {
+        self.complete(key)?.disk.open_now(key)
+    }
+
+    /// The complete file, read-only, when it is known to be good. It is never changed again; erasing unlinks it.
+    pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
+        self.complete(key)?.disk.open_complete(key).await
+    }
+
+    /// Reads the whole file and compares it with its checksums, now. False: it is not here, or was not good and went to the
+    /// quarantine.
+    pub async fn verify(&self, key: &ObjectKey) -> bool {
+        match self.complete(key) {
+            Some(place) => place.disk.verify(key).await,
+            None => false,
+        }
+    }
+
+    /// The CRC-32C of a range of a complete file, as it was written.
+    pub async fn checksum(&self, key: &ObjectKey, range: &Range<u64>) -> Option<u32> {
+        self.complete(key)?.disk.checksum(key, range).await
+    }
+
+    /// Reads a range; what is not on a disk is fetched in whole chunks and kept. The range lies inside the object. Bytes on a
+    /// disk that are not what was written are fetched again.
     ///
     /// # Errors
-    /// [`ReadError::Cache`]: this disk cannot keep or give it, the bytes can be had past it. Else the fetcher's error.
+    /// [`ReadError::Cache`]: no disk can keep or give it, the bytes can be had past them. Else the fetcher's error.
     pub async fn read_range<F, Fut>(&self, object: &Object, range: Range<u64>, fetch: F) -> Result<Checked, ReadError<E>>
     where
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let mut last = CacheError::Closed { path: self.inner.dir.clone() };
-        for _ in 0..TRIES {
-            let read = match self.claim(object, evict::wanted(object, true)).await? {
-                Here::Complete => self.read_complete(&object.key, &range).await,
-                Here::Fill(fill) => {
-                    tokio::select! {
-                        biased;
-                        // Who reads waits for nobody to make room.
-                        short = fill.is_short() => return Err(short.into()),
-                        chunks = self.chunks(&fill, covering(object.size, &range), &fetch) => chunks?,
-                    }
-                    self.read_fill(&fill, &range).await
-                }
-            };
-            match read {
-                Ok(checked) => return Ok(checked),
-                Err(e) => last = e,
+        let mut last = no_disk();
+        for place in self.order(object).await {
+            match place.disk.read_range(object, range.clone(), fetch.clone()).await {
+                Ok(read) => return Ok(read),
+                Err(error) => last = self.next(&place, &object.key, error).await?,
             }
         }
-        Err(last.into())
+        Err(last)
     }
 
     /// Fetches the whole object, `parallel` chunks at once, and waits until it is complete and durable.
@@ -288,45 +251,70 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let Here::Fill(fill) = self.claim(object, evict::wanted(object, false)).await? else { return Ok(()) };
-        let present = || futures::future::ready(Ok(())).boxed().shared();
-        let flights = (0..chunks(object.size))
-            .map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
-        let mut flights = stream::iter(flights).buffer_unordered(parallel.max(1));
-        while let Some(flown) = flights.next().await {
-            flown?;
+        let mut last = no_disk();
+        for place in self.order(object).await {
+            match place.disk.fill(object, parallel, fetch.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = self.next(&place, &object.key, error).await?,
+            }
         }
-        drop(flights);
-        let mut ended = fill.ended.subscribe();
-        let ended = ended.wait_for(Option::is_some).await;
-        ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Closed { path: self.inner.dir.clone() }))?;
-        Ok(())
+        Err(last)
     }
 
-    /// Files removed to make room since the folder was taken over.
+    /// A disk could not keep or give an object. Gives the error back, to be told if no other disk can; as an error when no other one is
+    /// to be tried.
+    async fn next(&self, place: &Place<E>, key: &ObjectKey, error: ReadError<E>) -> Result<ReadError<E>, ReadError<E>> {
+        match error {
+            ReadError::Cache(error) if self.all().len() > 1 && !matches!(error, CacheError::Closed { .. }) => {
+                place.refused(key, &error).await;
+                Ok(error.into())
+            }
+            error => Err(error),
+        }
+    }
+
+    /// The disks to try: where the object is, where it is on its way to, then by the order of the hash those that have room for it, and
+    /// those that have none.
+    async fn order(&self, object: &Object) -> Vec<Arc<Place<E>>> {
+        let (key, places) = (object.key, self.all());
+        if places.len() < 2 {
+            return places.to_vec();
+        }
+        let mut order: Vec<_> = places.iter().map(|place| (rank(place, &key), place.score(&key), Arc::clone(place))).collect();
+        if order.iter().all(|(rank, ..)| *rank > ON_ITS_WAY) {
+            let of = order.clone();
+            let size = object.size;
+            let rooms = tokio::task::spawn_blocking(move || {
+                of.iter().map(|(.., place)| place.disk.room().is_ok_and(|room| room >= size)).collect::<Vec<_>>()
+            });
+            for ((rank, ..), fits) in order.iter_mut().zip(rooms.await.unwrap_or_default()) {
+                *rank += u8::from(!fits);
+            }
+        }
+        order.sort_by(|(a, x, _), (b, y, _)| a.cmp(b).then(x.total_cmp(y)));
+        order.into_iter().map(|(.., place)| place).collect()
+    }
+
+    /// Files removed to make room since the folders were taken over.
     #[must_use]
     pub fn evicted_files(&self) -> u64 {
-        self.inner.evicted.load(Relaxed)
+        self.all().iter().map(|place| place.disk.evicted_files()).sum()
     }
 
     /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
     /// it. Gives how many went.
     ///
     /// # Errors
-    /// The disk's; what was not unlinked then is found by the scan at the next start.
+    /// The disk's, if no other one could; what was not unlinked then is found by the scan at the next start.
     pub async fn retain(&self, keep: impl Fn(&ObjectKey) -> bool) -> Result<u64, CacheError> {
-        let (unwanted, idle) = {
-            let mut index = self.inner.index.lock();
-            (index.forget_unwanted(&keep), index.drop_idle(&keep))
-        };
-        let inner = Arc::clone(&self.inner);
-        blocking("unlink files in", &self.inner.dir, move || {
-            inner.end_dropped(&idle);
-            let count = (unwanted.len() + idle.len()) as u64;
-            inner.evicted.fetch_add(count, Relaxed);
-            unwanted.iter().try_for_each(|(key, size)| scan::unlink(&inner.dir, key, *size)).map(|()| count)
-        })
-        .await
+        let (mut count, mut last) = (None, None);
+        for place in &*self.all() {
+            match place.disk.retain(&keep).await {
+                Ok(files) => count = Some(count.unwrap_or(0) + files),
+                Err(error) => last = Some(error),
+            }
+        }
+        one_of(count, last)
     }
 
     /// Gives the space of an unfinished file back, unless it is being fetched at this moment.
@@ -334,140 +322,105 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// # Errors
     /// None but a task that panics.
     pub async fn abandon(&self, key: &ObjectKey) -> Result<(), CacheError> {
-        let idle = self.inner.index.lock().drop_idle(|k| k != key);
-        let inner = Arc::clone(&self.inner);
-        blocking("unlink files in", &self.inner.dir, move || {
-            inner.end_dropped(&idle);
-            Ok(())
-        })
-        .await
-    }
-
-    /// Stops all fetches and refuses new ones, so that another process can take the folder over.
-    pub async fn close(&self) {
-        self.inner.index.lock().closed = true;
-        self.inner.closed.cancel();
-        self.inner.tasks.close();
-        if tokio::time::timeout(CLOSE_WAIT, self.inner.tasks.wait()).await.is_err() {
-            tracing::warn!(folder = %self.inner.dir.display(), "fetches still run in a cache that is closed");
-        }
-    }
-
-    /// Stops all fetches, removes every byte and refuses everything from then on. Gives the bytes freed on the disk.
-    ///
-    /// # Errors
-    /// The disk's; another call goes on.
-    pub async fn erase(&self) -> Result<u64, CacheError> {
-        self.close().await;
-        self.inner.index.lock().clear();
-        let (dir, inner) = (self.inner.dir.clone(), Arc::clone(&self.inner));
-        blocking("erase", &dir.clone(), move || {
-            let mut freed = 0;
-            inner.space.leave();
-            scrub::forget(&dir)?;
-            for folder in [layout::data_folder(&dir), layout::fill_folder(&dir), layout::quarantine(&dir)] {
-                freed += allocated(&folder)?;
-                match fs::remove_dir_all(&folder) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-            }
-            Ok(freed)
-        })
-        .await
-    }
-
-    /// The complete file or its fill; a new fill if there is neither.
-    fn find(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
-        let (inner, Object { key, size, keep }) = (&self.inner, *object);
-        let mut index = inner.index.lock();
-        if index.closed {
-            return Err(CacheError::Closed { path: inner.dir.clone() });
-        }
-        if keep == Keep::Own {
-            index.own(&key);
-        }
-        if index.complete(&key).is_some() {
-            return Ok(Here::Complete);
-        }
-        if let Some(fill) = index.fill(&key) {
-            return Ok(Here::Fill(Arc::clone(fill)));
-        }
-        let free = index.free();
-        if size > free {
-            return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need: size, free, quota: index.quota() });
-        }
-        let short = watch::Sender::new(None);
-        let start = Arc::clone(inner).find_space(key, inner.wait(size), wanted, short.clone());
-        let fill = Arc::new(Fill { short, ..Fill::new(key, size, start.boxed().shared()) });
-        index.begin(&fill, keep);
-        drop(index);
-        chunk::started(inner, &fill);
-        Ok(Here::Fill(fill))
-    }
-
-    /// Waits until all of these chunks are on the disk.
-    async fn chunks<F, Fut>(&self, fill: &Arc<Fill<E>>, wanted: Range<u64>, fetch: &F) -> Result<(), ReadError<E>>
-    where
-        F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
-    {
-        let flights = wanted.map(|n| (n, chunk::flight(&self.inner, fill, n, fetch, Lane::Reader))).collect::<Vec<_>>();
-        for (n, flight) in flights {
-            let Some(flight) = flight else { continue };
-            match flight.await {
-                Ok(()) => {}
-                Err(e @ ReadError::Cache(_)) => return Err(e),
-                // It may have been someone else's fetch, begun under other conditions: one attempt of our own.
-                Err(_) => {
-                    if let Some(flight) = chunk::flight(&self.inner, fill, n, fetch, Lane::Reader) {
-                        flight.await?;
-                    }
-                }
-            }
+        for place in &*self.all() {
+            place.disk.abandon(key).await?;
         }
         Ok(())
     }
 
-    /// Chunks that are on the disk, from a file that is being filled. A bad one is missing from then on.
-    async fn read_fill(&self, fill: &Arc<Fill<E>>, range: &Range<u64>) -> Result<Checked, CacheError> {
-        fill.start.clone().await?;
-        let (dir, key, size, crcs, at) = (self.inner.dir.clone(), fill.key, fill.size, fill.crcs(range), range.clone());
-        off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
-            let path = layout::fill(&self.inner.dir, &fill.key);
-            if let Unreadable::Rotten { start, .. } = e {
-                tracing::warn!(path = %path.display(), error = %e, "a chunk of an unfinished file is bad; it is fetched again");
-                fill.lost(start / CHUNK);
+    /// Changes when a complete file was found to be bad or gone, so that whoever owns it fetches it again.
+    #[must_use]
+    pub fn damages(&self) -> watch::Receiver<u64> {
+        self.common.damages()
+    }
+
+    /// Changes when files were given to the neighbours, also such as someone may want back.
+    #[must_use]
+    pub fn given(&self) -> watch::Receiver<()> {
+        self.common.given()
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub fn integrity(&self) -> Integrity {
+        let disks: Vec<_> = self.all().iter().map(|place| place.disk.integrity()).collect();
+        Integrity {
+            damaged_files: *self.damages().borrow(),
+            compared_bytes: disks.iter().map(|disk| disk.compared_bytes).sum(),
+            scrubbed: disks.iter().map(|disk| disk.scrubbed).min().flatten(),
+        }
+    }
+
+    /// Where bad files are put, on each disk.
+    #[must_use]
+    pub fn quarantines(&self) -> Vec<PathBuf> {
+        self.all().iter().map(|place| place.disk.quarantine()).collect()
+    }
+
+    /// Shares a disk with the datasets beside this one, and reads all of its files against their checksums, at most so many
+    /// bytes a second, again and again. Ends when the cache is closed; at once if there is no disk of this number.
+    pub async fn tend(&self, number: usize, scrub: Option<u64>) {
+        let Some(place) = self.all().iter().find(|place| place.number == number).cloned() else { return };
+        let scrub = async {
+            if let Some(bytes_per_second) = scrub {
+                place.disk.scrub(bytes_per_second).await;
             }
-            e.of("read", &path)
-        })
+        };
+        tokio::join!(place.disk.share(), scrub);
+    }
+
+    /// What is wrong with disks that nothing new is kept on just now.
+    #[must_use]
+    pub fn failing(&self) -> Vec<CacheError> {
+        let out = |place: &Arc<Place<E>>| place.failed.lock().clone().filter(|_| place.is_out()).map(|(_, error)| error);
+        self.all().iter().filter_map(out).collect()
+    }
+
+    /// Numbers of the disks that it has.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<usize> {
+        self.all().iter().map(|place| place.number).collect()
+    }
+
+    /// Stops all fetches and refuses new ones, so that another process can take the folders over.
+    pub async fn close(&self) {
+        join_all(self.all().iter().map(|place| place.disk.close())).await;
+    }
+
+    /// Stops all fetches, removes every byte and refuses everything from then on. Gives the bytes freed on the disks.
+    ///
+    /// # Errors
+    /// A disk's; another call goes on.
+    pub async fn erase(&self) -> Result<u64, CacheError> {
+        join_all(self.all().iter().map(|place| place.disk.erase())).await.into_iter().sum()
     }
 }
 
-/// Chunks that hold a range.
-fn covering(size: u64, range: &Range<u64>) -> Range<u64> {
-    if range.is_empty() { 0..0 } else { range.start / CHUNK..range.end.div_ceil(CHUNK).min(chunks(size)) }
+fn no_disk<E: std::error::Error>() -> ReadError<E> {
+    CacheError::Closed { path: PathBuf::new() }.into()
 }
 
-fn allocated(path: &Path) -> io::Result<u64> {
-    let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(e) => return Err(e),
-    };
-    if !meta.is_dir() {
-        return Ok(meta.blocks() * 512);
+/// What the disks gave that could, if any could.
+fn one_of(sum: Option<u64>, last: Option<CacheError>) -> Result<u64, CacheError> {
+    match (sum, last) {
+        (None, Some(error)) => Err(error),
+        (sum, _) => Ok(sum.unwrap_or(0)),
     }
-    fs::read_dir(path)?.try_fold(0, |sum, entry| Ok(sum + allocated(&entry?.path())?))
 }
 
-async fn blocking<T: Send + 'static>(
-    action: &'static str,
-    path: &Path,
-    f: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, CacheError> {
-    let result = tokio::task::spawn_blocking(f).await.unwrap_or_else(|e| Err(io::Error::other(e)));
-    result.map_err(CacheError::disk(action, path))
+/// Places in the order of disks: smaller ones come first.
+const COMPLETE: u8 = 0;
+const ON_ITS_WAY: u8 = 1;
+const NEW: u8 = 2;
+const FAILED: u8 = 4;
+
+fn rank<E: std::error::Error + Clone + Send + Sync + 'static>(place: &Place<E>, key: &ObjectKey) -> u8 {
+    match place.is_out() {
+        _ if place.disk.contains(key) => COMPLETE,
+        true => FAILED,
+        false if place.disk.is_filling(key) => ON_ITS_WAY,
+        false => NEW,
+    }
 }
 
 #[cfg(test)]

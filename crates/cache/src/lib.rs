@@ -1,4 +1,4 @@
-//! The disk cache of one dataset on one node.
+//! The disk cache of one dataset on one node: a folder on each of its disks ([`Cache`]).
 //!
 //! ```text
 //! <dir>/data/<aa>/<key>        a complete object: plain file, same bytes at the same offsets, never changed again
@@ -15,7 +15,7 @@
 //!                                                                            last chunk: sync, sidecar, rename
 //! ```
 //!
-//! Owns everything beneath `data/` and `fill/`; the ledger of the disk, `<dir>/../ledger`, is shared with the datasets beside it. State in memory: which keys are complete, which fills exist, their chunks; all
+//! Owns everything beneath `data/` and `fill/` of each; the ledger of the disk, `<dir>/../ledger`, is shared with the datasets beside it. State in memory: which keys are complete, which fills exist, their chunks; all
 //! of it is rebuilt by the scan at start. So when the process dies or the power goes at any instant, at most the chunks that were
 //! not on the disk are fetched again; no unfinished file is taken for a complete one, and no byte is given that is not
 //! what was written.
@@ -25,6 +25,7 @@
 
 mod blocks;
 mod cache;
+mod disk;
 mod error;
 mod fill;
 mod index;
@@ -35,10 +36,13 @@ mod quarantine;
 mod scan;
 mod sidecar;
 mod space;
+#[cfg(test)]
+mod testing;
 mod unreadable;
 
 pub use blocks::Checked;
-pub use cache::{Cache, Integrity, Options, Usage};
+pub use cache::Cache;
+pub use disk::{Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};
 pub use larder_core::eviction::Keep;
 pub use object::Object;

@@ -4,7 +4,7 @@ use crate::{
     CacheError,
     ledger::{Disk, Ledger, Page},
 };
-use larder_core::shares::Tenant;
+use larder_core::shares::{FLOOR_BYTES, FLOOR_PERCENT, Tenant};
 use nix::{errno::Errno, fcntl, sys::statvfs::statvfs};
 use parking_lot::Mutex;
 use std::{
@@ -33,7 +33,7 @@ pub struct Floor {
 impl Default for Floor {
     /// 5 %, at least 10 GiB.
     fn default() -> Self {
-        Self { percent: 5, at_least: 10 << 30 }
+        Self { percent: FLOOR_PERCENT, at_least: FLOOR_BYTES }
     }
 }
 

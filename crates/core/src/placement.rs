@@ -86,7 +86,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn of(key: &ObjectKey, member: &'a Member) -> Self {
-        Self { score: score(key, member), member }
+        Self { score: score(key, &member.node, member.weight), member }
     }
 
     fn cmp(&self, other: &Self) -> Ordering {
@@ -95,13 +95,15 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Smaller wins. `-ln(u)/w` with u uniform in (0,1) gives each member a share in proportion to its weight.
-fn score(key: &ObjectKey, member: &Member) -> f64 {
-    let seed = xxh3_64_with_seed(member.node.as_bytes(), 0);
+/// Of one of several places for an object; the smallest wins. `-ln(u)/w` with u uniform in (0,1) gives each place a share in
+/// proportion to its weight.
+#[must_use]
+pub fn score(key: &ObjectKey, place: &str, weight: u32) -> f64 {
+    let seed = xxh3_64_with_seed(place.as_bytes(), 0);
     let h = xxh3_64_with_seed(key.as_bytes(), seed);
     // 53 bits, the mantissa of a double, moved off zero.
     let u = ((h >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -u.ln() / f64::from(member.weight.max(1))
+    -u.ln() / f64::from(weight.max(1))
 }
 
 #[cfg(test)]

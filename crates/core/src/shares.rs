@@ -6,6 +6,11 @@
 
 use std::time::Duration;
 
+/// Percent of a disk that all datasets together leave free, where nobody says otherwise.
+pub const FLOOR_PERCENT: u8 = 5;
+/// Bytes of a disk that they leave free at least.
+pub const FLOOR_BYTES: u64 = 10 << 30;
+
 /// What one dataset has on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tenant {

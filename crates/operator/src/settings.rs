@@ -4,7 +4,10 @@ use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use larder_api::quantity;
-use larder_core::names;
+use larder_core::{
+    names,
+    shares::{FLOOR_BYTES, FLOOR_PERCENT},
+};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Flags of `larder operator`.
@@ -84,6 +87,13 @@ pub(crate) struct Floor {
     pub percent: u8,
     /// Never less than this.
     pub bytes: u64,
+}
+
+impl Default for Floor {
+    /// The workers'.
+    fn default() -> Self {
+        Self { percent: FLOOR_PERCENT, bytes: FLOOR_BYTES }
+    }
 }
 
 impl std::str::FromStr for Floor {

@@ -12,8 +12,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Space on the disk that stays free, as in a cluster.
-const FLOOR: Floor = Floor { percent: 5, at_least: 10 << 30 };
 /// Bytes in flight from the origin.
 const IN_FLIGHT: u64 = 64 << 20;
 /// A process that was just told to unmount gets so long to end.
@@ -63,10 +61,18 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub async fn open(dataset: &Dataset, access: Access) -> Result<Self, CacheError> {
-        let dir = dataset.dir();
-        make_folders(&dataset.tier, &dir)?;
-        let options =
-            Options { dataset_uid: dataset.uid.clone(), dir, lock_wait: LOCK_WAIT, access, floor: FLOOR, in_flight: IN_FLIGHT };
+        let dirs: Vec<_> = dataset.dirs().collect();
+        for (disk, dir) in dataset.disks.iter().zip(&dirs) {
+            make_folders(&disk.tier, dir)?;
+        }
+        let options = Options {
+            dataset_uid: dataset.uid.clone(),
+            dirs,
+            lock_wait: LOCK_WAIT,
+            access,
+            floor: Floor::default(),
+            in_flight: IN_FLIGHT,
+        };
         let worker = Embedded::open(options).await.map_err(|e| match e {
             OpenError::InUse(dir) => CacheError::InUse(dir),
             OpenError::Disk(text) => CacheError::Open(text),
@@ -74,7 +80,8 @@ impl Cache {
         let config = pb::Config {
             generation: "local".to_owned(),
             source: Some(dataset.source()),
-            quota_bytes: dataset.quota,
+            quota_bytes: dataset.disks.iter().map(|disk| disk.quota).fold(0, u64::saturating_add),
+            disk_quota_bytes: dataset.disks.iter().map(|disk| disk.quota).collect(),
             preload_paths: dataset.spec.preload.paths.clone(),
             preload_bandwidth: dataset.spec.preload.bandwidth.as_ref().and_then(quantity::bytes).unwrap_or(0),
             ..pb::Config::default()

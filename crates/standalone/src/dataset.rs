@@ -8,7 +8,7 @@ mod unknown;
 use kube::CustomResourceExt as _;
 use larder_api::{
     CacheDataset,
-    cache_dataset::{CacheDatasetSpec, PreloadPolicy},
+    cache_dataset::{CacheDatasetSpec, MAX_TIERS, PreloadPolicy, Tier},
     quantity,
 };
 use larder_core::key::listing_id;
@@ -39,6 +39,12 @@ pub(crate) struct Dataset {
     /// Stays the same as long as the source does, whatever the file is called and says besides.
     pub uid: String,
     pub spec: CacheDatasetSpec,
+    pub disks: Vec<Disk>,
+}
+
+/// Where the dataset is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
     /// Folder of the cache; the dataset's is beneath it.
     pub tier: PathBuf,
     pub quota: u64,
@@ -63,27 +69,34 @@ impl Dataset {
                 return Err(field(name, format!("must be {wanted}")));
             }
         }
-        let tier = take_path(&mut value).map_err(|message| field("spec.cache.tiers", message))?;
+        let paths = take_paths(&mut value).map_err(|message| field("spec.cache.tiers", message))?;
         if let Some(unknown) = unknown::find(&value, &schema()) {
             return Err(DatasetError::Unknown { path: path.to_owned(), field: unknown.field, known: unknown.known });
         }
         let dataset: CacheDataset =
             serde_path_to_error::deserialize(value).map_err(|e| field(&e.path().to_string(), e.inner().to_string()))?;
         let spec = dataset.spec;
-        let quota = spec.cache.tiers.first().and_then(|t| quantity::bytes(&t.quota)).filter(|q| *q > 0);
-        let quota = quota.ok_or_else(|| field("spec.cache.tiers[0].quota", "must be more than 0, such as 100Gi".to_owned()))?;
         for (name, mode) in [("fileMode", spec.mount.file_mode), ("dirMode", spec.mount.dir_mode)] {
             if mode > 0o777 {
                 return Err(field(&format!("spec.mount.{name}"), format!("{mode:#o}: must be permissions up to 0777")));
             }
         }
         let folder = std::path::absolute(path.parent().unwrap_or(Path::new("."))).unwrap_or_default();
-        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), tier: folder.join(tier), quota, spec })
+        let disk = |(n, (path, tier)): (usize, (PathBuf, &Tier))| {
+            let quota = quantity::bytes(&tier.quota).filter(|q| *q > 0);
+            let bad = || field(&format!("spec.cache.tiers[{n}].quota"), "must be more than 0, such as 100Gi".to_owned());
+            Ok(Disk { tier: folder.join(path), quota: quota.ok_or_else(bad)? })
+        };
+        let disks = paths.into_iter().zip(&spec.cache.tiers).enumerate().map(disk).collect::<Result<Vec<_>, _>>()?;
+        if let Some(n) = (1..disks.len()).find(|n| disks[..*n].iter().any(|disk| disk.tier == disks[*n].tier)) {
+            return Err(field(&format!("spec.cache.tiers[{n}].path"), "is there twice".to_owned()));
+        }
+        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), disks, spec })
     }
 
-    /// Folder of the dataset in the cache.
-    pub fn dir(&self) -> PathBuf {
-        self.tier.join(larder_core::names::TIER_DIR).join(&self.uid)
+    /// Folders of the dataset in the cache, one on each disk.
+    pub fn dirs(&self) -> impl Iterator<Item = PathBuf> {
+        self.disks.iter().map(|disk| disk.tier.join(larder_core::names::TIER_DIR).join(&self.uid))
     }
 
     pub fn wants_preload(&self) -> bool {
@@ -113,24 +126,25 @@ impl Dataset {
     }
 }
 
-/// Takes what the API does not know out of the tier.
-fn take_path(value: &mut Value) -> Result<PathBuf, String> {
-    let Some([tier]) = value["spec"]["cache"]["tiers"].as_array_mut().map(Vec::as_mut_slice) else {
-        return Err("must have exactly one entry".to_owned());
+/// Takes what the API does not know out of the tiers.
+fn take_paths(value: &mut Value) -> Result<Vec<PathBuf>, String> {
+    let tiers = value["spec"]["cache"]["tiers"].as_array_mut().filter(|tiers| (1..=MAX_TIERS).contains(&tiers.len()));
+    let take = |(n, tier): (usize, &mut Value)| {
+        let tier = tier.as_object_mut().ok_or(format!("[{n}]: must have path and quota"))?;
+        let path = match tier.remove("path") {
+            Some(Value::String(path)) if !path.is_empty() => path,
+            Some(_) => return Err(format!("[{n}].path: must be the name of a folder")),
+            None => {
+                return Err(format!(
+                    "[{n}].path: is missing; without a cluster there are no tiers to name: give the folder for the cache"
+                ));
+            }
+        };
+        // What a cluster calls this disk means nothing here.
+        tier.entry("name").or_insert_with(|| format!("local-{n}").into());
+        Ok(path.into())
     };
-    let tier = tier.as_object_mut().ok_or("[0]: must have path and quota")?;
-    let path = match tier.remove("path") {
-        Some(Value::String(path)) if !path.is_empty() => path,
-        Some(_) => return Err("[0].path: must be the name of a folder".to_owned()),
-        None => {
-            return Err(
-                "[0].path: is missing; without a cluster there are no tiers to name: give the folder for the cache".to_owned()
-            );
-        }
-    };
-    // What a cluster calls this disk means nothing here.
-    tier.entry("name").or_insert_with(|| "local".into());
-    Ok(path.into())
+    tiers.ok_or(format!("must have 1 to {MAX_TIERS} entries"))?.iter_mut().enumerate().map(take).collect()
 }
 
 /// The schema that the API server checks against.
@@ -187,8 +201,7 @@ spec:
     fn a_cache_dataset_with_a_path_is_read() {
         let dataset = parse(FILE).unwrap();
         assert_eq!(dataset.name, "imagenet");
-        assert_eq!(dataset.tier, Path::new("/home/me/cache"));
-        assert_eq!(dataset.quota, 2 << 30);
+        assert_eq!(dataset.disks, [Disk { tier: "/home/me/cache".into(), quota: 2 << 30 }]);
         assert_eq!(dataset.spec.mount.file_mode, 0o440);
         assert!(dataset.wants_preload());
         assert!(larder_core::names::is_uid(&dataset.uid), "{}", dataset.uid);
@@ -204,7 +217,7 @@ spec:
             ("uri: s3://datasets/imagenet", "uri: [1]", "spec.source.uri: invalid type"),
             ("quota: 2Gi", "quota: none", "spec.cache.tiers[0].quota: must be more than 0"),
             ("path: cache, ", "", "spec.cache.tiers: [0].path: is missing"),
-            ("tiers: [{ path: cache, quota: 2Gi }]", "tiers: []", "spec.cache.tiers: must have exactly one entry"),
+            ("tiers: [{ path: cache, quota: 2Gi }]", "tiers: []", "spec.cache.tiers: must have 1 to 8 entries"),
             ("0440", "01777", "spec.mount.fileMode: 0o1777"),
             ("CacheDataset\n", "Pod\n", "kind: must be CacheDataset"),
             ("kind:", "kind: a: b", "imagenet.yaml: "),

@@ -140,7 +140,8 @@ async fn use_it(
     }
     eprintln!("{} is mounted at {}: {}", dataset.name, mounted.at.path().display(), describe(snapshot));
     if args.detach {
-        detach::leave(&dataset.dir().join("log"))?;
+        let dir = dataset.dirs().next().unwrap_or_default();
+        detach::leave(&dir.join("log"))?;
     }
     if let [program, rest @ ..] = &args.command[..] {
         let child = Command::new(program).args(rest).spawn();

@@ -1,6 +1,6 @@
 //! Answers to the operator.
 
-use crate::{orders::Orders, report, worker::Worker};
+use crate::{folder::Folder, orders::Orders, report, worker::Worker};
 use larder_proto::control::v1::{
     self as pb, ConfigureRequest, ConfigureResponse, EraseRequest, EraseResponse, StatusRequest, StatusResponse,
 };
@@ -50,7 +50,11 @@ impl pb::worker_server::Worker for ControlPort {
         let mut freed_bytes = worker.cache.erase().await.map_err(|e| failed(report::cache_problem(&e)))?;
         let rest = tokio::task::spawn_blocking({
             let worker = Arc::clone(worker);
-            move || worker.catalogs.erase().and_then(|freed| worker.folder.remove().map(|()| freed))
+            move || {
+                let freed = worker.catalogs.erase()?;
+                worker.others.lock().values().try_for_each(Folder::remove)?;
+                worker.folder.remove().map(|()| freed)
+            }
         });
         let rest = rest.await.map_err(|e| Status::internal(e.to_string()))?;
         freed_bytes += rest.map_err(|e| failed(report::folder_problem(&e)))?;

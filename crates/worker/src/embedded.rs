@@ -11,11 +11,13 @@
 
 use crate::{
     connection::Keys,
-    control, jobs, local,
+    control,
+    folder::FolderError,
+    jobs, local,
     metrics::Metrics,
     objects,
     orders::{Orders, OrdersError},
-    worker::{OpenError as Inner, Settings, Worker},
+    worker::{Disk, OpenError as Inner, Settings, Worker},
 };
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
@@ -41,13 +43,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Options {
     /// UID of the dataset.
     pub dataset_uid: String,
-    /// Folder of the dataset; the folder above it must be there.
-    pub dir: PathBuf,
+    /// Folder of the dataset on each disk; the folders above them must be there.
+    pub dirs: Vec<PathBuf>,
     /// Longest wait for another process that uses the folder.
     pub lock_wait: Duration,
     /// What the origin is reached with.
     pub access: Access,
-    /// Space on the disk that stays free.
+    /// Space on each disk that stays free.
     pub floor: Floor,
     /// Bytes in flight from the origin at the same time.
     pub in_flight: u64,
@@ -86,14 +88,13 @@ impl Embedded {
         let member = Member { node: NODE.to_owned(), weight: 1, since: 1, leaving: false };
         let members = Members { generation: 1, members: vec![member] };
         let (roster, watch) = watch::channel(Arc::new(Roster { members, ..Roster::default() }));
-        let dir = options.dir.clone();
+        let disk = |dir: &PathBuf| Disk { dir: dir.clone(), floor: options.floor };
         let settings = Settings {
             node: NODE.to_owned(),
             dataset_uid: options.dataset_uid,
-            dir: options.dir,
+            disks: options.dirs.iter().map(disk).collect(),
             keys: Keys::Given(options.access),
             lock_wait: options.lock_wait,
-            floor: options.floor,
             in_flight: options.in_flight,
             scrub: NonZeroU64::new(crate::SCRUB),
             peer: larder_peer::Options::default(),
@@ -101,7 +102,7 @@ impl Embedded {
         let opened = tokio::task::spawn_blocking(move || Worker::open(settings, watch, Metrics::default())).await;
         let opened = opened.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         let worker = opened.map_err(|e| match e {
-            Inner::Folder(e) if e.is_locked() => OpenError::InUse(dir),
+            Inner::Folder(FolderError::Locked { path, .. }) => OpenError::InUse(path.parent().unwrap_or(&path).to_owned()),
             e => OpenError::Disk(e.to_string()),
         })?;
         Ok(Self { worker: Arc::new(worker), jobs: JoinSet::new(), _roster: roster })

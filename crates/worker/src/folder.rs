@@ -4,6 +4,7 @@ use larder_core::names;
 use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -17,6 +18,8 @@ pub(crate) enum FolderError {
     Disk { action: &'static str, path: PathBuf, source: io::Error },
     #[error("lock {path}: another worker of this dataset still runs on this node; it was waited for {waited:?}")]
     Locked { path: PathBuf, waited: Duration },
+    #[error("no folder for the dataset was given")]
+    None,
 }
 
 impl FolderError {
@@ -91,6 +94,13 @@ impl Folder {
         }
     }
 
+    /// Writes to the disk, and waits until it has it. Blocks.
+    pub fn try_to_write(&self) -> Result<(), FolderError> {
+        let path = self.path.join("probe");
+        let written = replace(&path, b"", Readers::Owner, PowerLoss::KeepsNew).and_then(|()| fs::remove_file(&path));
+        written.map_err(|source| FolderError::Disk { action: "write", path, source })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -127,6 +137,31 @@ impl Folder {
             tracing::info!(folder = %self.path.display(), error = %e, "the empty folder stays");
         }
         Ok(())
+    }
+}
+
+/// The folders of all disks, by number, those that can be opened, and which of them is to hold what is not data: the first that can
+/// be written to, or the first, if none can. Blocks.
+pub(crate) fn open_all<'a>(
+    dirs: impl Iterator<Item = &'a Path>,
+    lock_wait: Duration,
+) -> Result<(usize, BTreeMap<usize, Folder>), FolderError> {
+    let (mut folders, mut first_error) = (BTreeMap::new(), None);
+    for (number, dir) in dirs.enumerate() {
+        match Folder::open(dir, lock_wait) {
+            Ok(folder) => drop(folders.insert(number, folder)),
+            Err(e) if e.is_locked() => return Err(e),
+            Err(error) => {
+                tracing::error!(%error, "this disk cannot be used");
+                first_error = first_error.or(Some(error));
+            }
+        }
+    }
+    let works = |folder: &Folder| folder.try_to_write().is_ok();
+    let home = folders.iter().find(|(_, folder)| folders.len() == 1 || works(folder)).or_else(|| folders.iter().next());
+    match home.map(|(number, _)| *number) {
+        Some(home) => Ok((home, folders)),
+        None => Err(first_error.unwrap_or(FolderError::None)),
     }
 }
 

@@ -5,8 +5,7 @@
 use crate::{
     jobs::Pause,
     metrics::Metrics,
-    report::{cache_problem, folder_problem},
-    worker::{OpenError, Settings, Worker},
+    worker::{Settings, Worker, open_problem},
 };
 use anyhow::Context as _;
 use larder_peer::Roster;
@@ -39,12 +38,12 @@ pub(crate) async fn open(
     };
     let mut last = match attempt().await? {
         Ok(worker) => return Ok(Some(worker)),
-        Err(e) => problem(&e),
+        Err(e) => open_problem(&e),
     };
     tracing::error!(reason = last.reason, message = last.message, "cannot begin; trying again");
     let held_up = HeldUp {
         node: settings.node.clone(),
-        dir: settings.dir.clone(),
+        dirs: settings.disks.iter().map(|disk| disk.dir.clone()).collect(),
         problem: Arc::new(Mutex::new(last.clone())),
         over: shutdown.child_token(),
     };
@@ -65,7 +64,7 @@ pub(crate) async fn open(
         match attempt().await? {
             Ok(worker) => break Some(worker),
             Err(e) => {
-                let now = problem(&e);
+                let now = open_problem(&e);
                 if now != last {
                     tracing::error!(reason = now.reason, message = now.message, "cannot begin; trying again");
                 }
@@ -85,17 +84,10 @@ pub(crate) async fn open(
     Ok(worker)
 }
 
-fn problem(e: &OpenError) -> Problem {
-    match e {
-        OpenError::Folder(e) => folder_problem(e),
-        OpenError::Cache(e) => cache_problem(e),
-    }
-}
-
 /// What the control port answers meanwhile.
 struct HeldUp {
     node: String,
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
     problem: Arc<Mutex<Problem>>,
     over: CancellationToken,
 }
@@ -112,7 +104,7 @@ impl pb::worker_server::Worker for HeldUp {
     }
 
     async fn erase(&self, _: Request<EraseRequest>) -> Result<Response<EraseResponse>, Status> {
-        if self.dir.exists() {
+        if self.dirs.iter().any(|dir| dir.exists()) {
             return Err(Status::unavailable(self.problem.lock().message.clone()));
         }
         self.over.cancel();

@@ -1,6 +1,7 @@
 //! What the worker does by itself. Each job pursues one goal that it reads from the orders; when the goal changes, the job drops
 //! what it does and begins anew. A job that failed tries again with a growing pause; none ever ends the process.
 
+mod disks;
 mod failures;
 pub(crate) mod keep;
 pub(crate) mod listing;
@@ -42,14 +43,9 @@ pub(crate) fn start(worker: &Arc<Worker>) -> tokio::task::JoinSet<()> {
     spawn(Box::pin(keep::run(Arc::clone(worker))));
     spawn(Box::pin(save(Arc::clone(worker))));
     spawn(Box::pin(tell_damages(Arc::clone(worker))));
-    let cache = worker.cache.clone();
-    spawn(Box::pin(async move { cache.share_disk().await }));
+    spawn(Box::pin(disks::run(Arc::clone(worker))));
     if let Security::Mutual(held) = &worker.security {
         spawn(Box::pin(larder_trust::store::keep(held.clone(), worker.folder.identity_file())));
-    }
-    if let Some(rate) = worker.scrub {
-        let cache = worker.cache.clone();
-        spawn(Box::pin(async move { cache.scrub(rate.get()).await }));
     }
     tasks
 }
@@ -75,7 +71,7 @@ async fn tell_damages(worker: Arc<Worker>) {
     while damages.changed().await.is_ok() {
         let files = *damages.borrow_and_update();
         worker.metrics.damaged_files.inc_by(files.saturating_sub(worker.metrics.damaged_files.get()));
-        worker.report.set(Topic::Integrity, Some(damage_problem(files, &worker.cache.quarantine())));
+        worker.report.set(Topic::Integrity, Some(damage_problem(files, &worker.cache.quarantines())));
     }
 }
 

@@ -9,7 +9,7 @@
 //!                      └─ what it reads elsewhere ─► keep ─► cache ◄─ disks of the owners
 //! ```
 //!
-//! Owns everything in `<tier>/larder/<dataset uid>` and holds a lock on it. Orders come from the operator, are stored, and
+//! Owns everything in `<tier>/larder/<dataset uid>`, on each tier that the dataset uses, and holds a lock on it. Orders come from the operator, are stored, and
 //! stay in force without it. All jobs compare what is with what is ordered, so a restart at any instant goes on where the disk
 //! says: complete files and verified catalogs are kept, the rest is fetched again. While the process is dead, its share is read
 //! from the origin through the next workers in rendezvous order.
@@ -36,7 +36,10 @@ mod worker;
 use anyhow::Context as _;
 use connection::{Keys, Mounted};
 use larder_cache::Floor;
-use larder_core::names;
+use larder_core::{
+    names,
+    shares::{FLOOR_BYTES, FLOOR_PERCENT},
+};
 use larder_fuse::fdpass::Listener;
 use larder_origin::Folders;
 use larder_peer::Roster;
@@ -46,13 +49,13 @@ use larder_trust::{Clients, admit, incoming};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU64,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use worker::{Settings, Worker};
+use worker::{Disk, Settings, Worker};
 
 /// Flags of `larder worker`.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,9 +69,9 @@ pub struct Args {
     /// UID of the CacheDataset
     #[arg(long, env = "LARDER_DATASET_UID", value_parser = dataset_uid)]
     pub dataset_uid: String,
-    /// Folder of the dataset on a tier; the folder above it must be there
-    #[arg(long, env = "LARDER_DIR")]
-    pub dir: PathBuf,
+    /// Folder of the dataset on a tier, once for each disk; the folder above it must be there
+    #[arg(long = "dir", env = "LARDER_DIR", value_delimiter = ',', required = true)]
+    pub dirs: Vec<PathBuf>,
     /// Folder of the sockets; the worker's lies in its folder `worker`
     #[arg(long, env = "LARDER_RUN_DIR", default_value = names::RUN_DIR)]
     pub run_dir: PathBuf,
@@ -93,12 +96,12 @@ pub struct Args {
     /// Address of health and metrics
     #[arg(long, env = "LARDER_ADMIN_ADDR", default_value_t = any(names::WORKER_ADMIN_PORT))]
     pub admin_addr: SocketAddr,
-    /// Percent of the disk that stays free
-    #[arg(long, env = "LARDER_DISK_FLOOR_PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub disk_floor_percent: u8,
-    /// Bytes of the disk that stay free at least (10 GiB)
-    #[arg(long, env = "LARDER_DISK_FLOOR_BYTES", default_value_t = 10 << 30)]
-    pub disk_floor_bytes: u64,
+    /// Percent of a disk that stays free, for all disks or for each
+    #[arg(long, env = "LARDER_DISK_FLOOR_PERCENT", value_delimiter = ',', default_values_t = [FLOOR_PERCENT], value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub disk_floor_percent: Vec<u8>,
+    /// Bytes of a disk that stay free at least, for all disks or for each (10 GiB)
+    #[arg(long, env = "LARDER_DISK_FLOOR_BYTES", value_delimiter = ',', default_values_t = [FLOOR_BYTES])]
+    pub disk_floor_bytes: Vec<u64>,
     /// Bytes in flight from the origin at the same time (64 MiB)
     #[arg(long, env = "LARDER_IN_FLIGHT_BYTES", default_value_t = 64 << 20)]
     pub in_flight_bytes: u64,
@@ -141,7 +144,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
     let client = kube::Client::try_default().await.context("find the API server")?;
     let (security, enrolment) =
-        args.trust.security(|| larder_members::bundle(client.clone(), &args.namespace), stored_credentials(&args.dir));
+        args.trust.security(|| larder_members::bundle(client.clone(), &args.namespace), stored_credentials(&args.dirs));
     let enrolment = enrolment.map(|enrolment| tokio::spawn(enrolment.run()));
     health.set_waits_for(Some("a certificate of the operator"));
     let certified = tokio::spawn({
@@ -155,17 +158,17 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let (roster_tx, roster) = watch::channel(members.roster(&args.dataset_uid));
     let follower = tokio::spawn(follow(members, args.dataset_uid.clone(), roster_tx));
 
+    let disks = disks(&args)?;
     let settings = Settings {
         node: args.node,
         dataset_uid: args.dataset_uid.clone(),
-        dir: args.dir,
+        disks,
         keys: Keys::Mounted(Mounted {
             credentials: args.credentials_dir,
             ca: args.ca_dir,
             folders: Folders::Beneath(args.file_origins),
         }),
         lock_wait: LOCK_WAIT,
-        floor: Floor { percent: args.disk_floor_percent, at_least: args.disk_floor_bytes },
         in_flight: args.in_flight_bytes,
         scrub: NonZeroU64::new(args.scrub_bytes),
         peer: larder_peer::Options { security, ..larder_peer::Options::default() },
@@ -201,10 +204,28 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     served
 }
 
+/// The disks, and what is left free of each.
+fn disks(args: &Args) -> anyhow::Result<Vec<Disk>> {
+    fn of<T: Copy>(flag: &str, given: &[T], n: usize, disks: usize) -> anyhow::Result<T> {
+        let fits = given.len() == 1 || given.len() == disks;
+        anyhow::ensure!(fits, "{flag} is given {} times for {disks} disks; give it once, or once for each --dir", given.len());
+        Ok(given[if given.len() == 1 { 0 } else { n }])
+    }
+    let count = args.dirs.len();
+    let disk = |(n, dir): (usize, &PathBuf)| {
+        let percent = of("--disk-floor-percent", &args.disk_floor_percent, n, count)?;
+        let at_least = of("--disk-floor-bytes", &args.disk_floor_bytes, n, count)?;
+        Ok(Disk { dir: dir.clone(), floor: Floor { percent, at_least } })
+    };
+    args.dirs.iter().enumerate().map(disk).collect()
+}
+
 /// What the worker before this one was given. Without any this one asks for its own.
-fn stored_credentials(dir: &Path) -> Option<larder_trust::Credentials> {
-    let stored = larder_trust::store::load(&dir.join(names::WORKER_IDENTITY));
-    stored.inspect_err(|error| tracing::info!(%error, "goes on without stored credentials")).ok().flatten()
+fn stored_credentials(dirs: &[PathBuf]) -> Option<larder_trust::Credentials> {
+    dirs.iter().find_map(|dir| {
+        let stored = larder_trust::store::load(&dir.join(names::WORKER_IDENTITY));
+        stored.inspect_err(|error| tracing::info!(%error, "goes on without stored credentials")).ok().flatten()
+    })
 }
 
 /// Turns the watch of member lists into one of this dataset's roster.
@@ -255,6 +276,7 @@ async fn serve(worker: Arc<Worker>, listeners: Listeners, shutdown: Cancellation
             },
         )
     };
+    let homeless = worker.homeless.clone();
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
@@ -262,6 +284,7 @@ async fn serve(worker: Arc<Worker>, listeners: Listeners, shutdown: Cancellation
     let ended = tokio::select! {
         ended = servers => ended.map(drop),
         () = overdue => Ok(()),
+        () = homeless.cancelled() => Err(anyhow::anyhow!("the disk of {} fails; beginning anew on another one", worker.folder.path().display())),
     };
     jobs.shutdown().await;
     // Before the lock of the folder goes: what is still being written may not meet the next worker's files.

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Orders {
     pub generation: String,
     pub source: Source,
+    /// Of all disks together, 0: no limit.
     pub quota_bytes: u64,
+    /// Of each disk; empty in orders for one disk.
+    pub disk_quota_bytes: Vec<u64>,
     pub listing_id: String,
     pub snapshot: String,
     pub preload: bool,
@@ -20,6 +23,13 @@ pub(crate) struct Orders {
     /// Bytes a second, 0: no limit.
     pub preload_bandwidth: u64,
     pub preload_paths: Vec<String>,
+}
+
+impl Orders {
+    /// Bytes that may be used on each disk.
+    pub fn quotas(&self) -> &[u64] {
+        if self.disk_quota_bytes.is_empty() { std::slice::from_ref(&self.quota_bytes) } else { &self.disk_quota_bytes }
+    }
 }
 
 /// Where the data is, and which credentials and CA to wait for.
@@ -85,6 +95,7 @@ impl TryFrom<pb::ConfigureRequest> for Orders {
                 ca_generation: s.ca_generation,
             },
             quota_bytes: config.quota_bytes,
+            disk_quota_bytes: config.disk_quota_bytes,
             listing_id: config.listing_id,
             snapshot: config.snapshot,
             preload: config.preload,

@@ -6,7 +6,7 @@ use larder_proto::control::v1 as pb;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -58,6 +58,8 @@ pub(crate) enum Topic {
     /// Orders and counters are in force and not on the disk.
     Store,
     Keep,
+    /// A disk of several.
+    Disk,
     /// Reads that nobody but the origin could answer.
     Read,
     /// Files that turned out to be bad. The last: they are fetched again, and people have time to look at the disk.
@@ -70,17 +72,17 @@ impl Topic {
         match self {
             Self::Keep | Self::Read => Some(Duration::from_secs(60)),
             Self::Integrity => Some(Duration::from_secs(3600)),
-            Self::Connect | Self::Snapshot | Self::Store => None,
+            Self::Connect | Self::Snapshot | Self::Store | Self::Disk => None,
         }
     }
 }
 
 /// Files that turned out to be bad since the worker started.
-pub(crate) fn damage_problem(files: u64, quarantine: &Path) -> pb::Problem {
+pub(crate) fn damage_problem(files: u64, quarantines: &[PathBuf]) -> pb::Problem {
     let files = if files == 1 { "1 cached file was".to_owned() } else { format!("{files} cached files were") };
     let message = format!(
         "{files} not what had been written; they are fetched again, no wrong byte was served from them by Larder itself; check this disk (the newest are in {})",
-        quarantine.display()
+        quarantines.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     );
     problem(reasons::DATA_CORRUPTED, message)
 }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod damage;
+mod disks;
 mod harness;
 mod keep;
 mod life;

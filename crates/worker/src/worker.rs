@@ -9,7 +9,7 @@ use crate::{
     kept::Kept,
     metrics::Metrics,
     orders::Orders,
-    report::{Report, Topic, folder_problem},
+    report::{Report, Topic, cache_problem, folder_problem},
     serving::Serving,
     wanted::Wanted,
 };
@@ -17,9 +17,10 @@ use larder_cache::{CHUNK, Cache, CacheError, Floor};
 use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
 use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
+use larder_proto::control::v1::Problem;
 use larder_trust::Security;
 use parking_lot::Mutex;
-use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,15 +29,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) struct Settings {
     pub node: String,
     pub dataset_uid: String,
-    pub dir: PathBuf,
+    pub disks: Vec<Disk>,
     pub keys: Keys,
     /// Longest wait for another process that uses the folder.
     pub lock_wait: Duration,
-    pub floor: Floor,
     pub in_flight: u64,
     /// Bytes a second that the scrub reads; `None`: there is no scrub.
     pub scrub: Option<NonZeroU64>,
     pub peer: larder_peer::Options,
+}
+
+/// A disk of the dataset on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// The dataset's folder on it.
+    pub dir: PathBuf,
+    pub floor: Floor,
 }
 
 /// Why there is no worker.
@@ -48,11 +56,22 @@ pub(crate) enum OpenError {
     Cache(#[from] CacheError),
 }
 
+pub(crate) fn open_problem(e: &OpenError) -> Problem {
+    match e {
+        OpenError::Folder(e) => folder_problem(e),
+        OpenError::Cache(e) => cache_problem(e),
+    }
+}
+
 /// One dataset on one node.
 pub(crate) struct Worker {
     pub node: String,
     pub dataset_uid: String,
+    /// On the first disk that works: what is not data.
     pub folder: Folder,
+    pub disks: Vec<Disk>,
+    /// Those of the other disks, by number, for their locks.
+    pub others: Mutex<BTreeMap<usize, Folder>>,
     pub keys: Keys,
     pub cache: Cache<OriginError>,
     pub scrub: Option<NonZeroU64>,
@@ -80,6 +99,8 @@ pub(crate) struct Worker {
     pub kept: Kept,
     /// Cancelled by Erase.
     pub erased: CancellationToken,
+    /// The disk of `folder` fails and there are others: the next process begins on one of those.
+    pub homeless: CancellationToken,
     pub jobs: TaskTracker,
 }
 
@@ -105,20 +126,26 @@ fn ahead(in_flight: u64) -> usize {
 }
 
 impl Worker {
-    /// Takes the folder over, as a worker before it left it. Blocks.
+    /// Takes the folders over, as a worker before it left them; at least one of them. Blocks.
     pub fn open(settings: Settings, roster: watch::Receiver<Arc<Roster>>, metrics: Metrics) -> Result<Self, OpenError> {
-        let folder = Folder::open(&settings.dir, settings.lock_wait)?;
+        let (home, mut folders) = folder::open_all(settings.disks.iter().map(|disk| disk.dir.as_path()), settings.lock_wait)?;
+        let folder = folders.remove(&home).ok_or(FolderError::None)?;
         let orders: Option<Orders> = folder::load(&folder.orders_file());
         let state: State = folder::load(&folder.state_file()).unwrap_or_default();
         let catalogs = Catalogs::load(&folder.catalogs())?;
-        let quota = orders.as_ref().map_or(0, |o| o.quota_bytes);
-        let options = larder_cache::Options { quota, floor: settings.floor, in_flight: settings.in_flight };
-        let cache = Cache::open(folder.path(), options)?;
+        let quotas = orders.as_ref().map_or(&[] as &[u64], |o| o.quotas());
+        let cache = Cache::new(settings.in_flight);
+        take(&cache, &settings.disks, quotas, home)?;
+        folders.retain(|number, _| {
+            let taken = take(&cache, &settings.disks, quotas, *number);
+            taken.inspect_err(|error| tracing::error!(%error, "goes on without this disk")).is_ok()
+        });
         let received = Arc::new(Received::default());
         received.add_objects(state.origin_bytes);
         let usage = cache.usage();
         tracing::info!(
             folder = %folder.path().display(),
+            disks = 1 + folders.len(),
             files = usage.files,
             bytes = usage.bytes,
             catalogs = catalogs.digests().len(),
@@ -131,6 +158,8 @@ impl Worker {
             node: settings.node,
             dataset_uid: settings.dataset_uid,
             folder,
+            disks: settings.disks,
+            others: Mutex::new(folders),
             keys: settings.keys,
             cache,
             scrub: settings.scrub,
@@ -152,6 +181,7 @@ impl Worker {
             at_origin: AtOrigin::default(),
             kept: Kept::default(),
             erased: CancellationToken::new(),
+            homeless: CancellationToken::new(),
             jobs: TaskTracker::new(),
         };
         Ok(worker)
@@ -192,8 +222,28 @@ impl Worker {
             preload = orders.preload,
             "new orders"
         );
-        self.cache.set_quota(orders.quota_bytes);
+        self.cache.set_quotas(orders.quotas());
         self.orders.send_replace(Some(orders));
+    }
+
+    /// Takes over the disks that could not be before. Gives what is wrong with those that still cannot.
+    pub async fn take_missing(self: &Arc<Self>) -> Vec<OpenError> {
+        let here = self.cache.numbers();
+        let missing: Vec<_> = (0..self.disks.len()).filter(|number| !here.contains(number)).collect();
+        let worker = Arc::clone(self);
+        let taken = tokio::task::spawn_blocking(move || {
+            let orders = worker.orders.borrow().clone();
+            let quotas = orders.as_ref().map_or(&[] as &[u64], |o| o.quotas());
+            let attempt = |number: usize| {
+                let folder = Folder::open(&worker.disks[number].dir, Duration::ZERO)?;
+                take(&worker.cache, &worker.disks, quotas, number)?;
+                tracing::info!(folder = %folder.path().display(), "took over the dataset's folder on another disk");
+                worker.others.lock().insert(number, folder);
+                Ok(())
+            };
+            missing.into_iter().filter_map(|number| attempt(number).err()).collect()
+        });
+        taken.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
     }
 
     /// Stores the orders in force if they could not be stored before.
@@ -223,6 +273,13 @@ impl Worker {
         let members = &self.roster.borrow().members;
         members.members.is_empty() || members.holds(key, &self.node, replicas)
     }
+}
+
+/// The cache takes over what is on a disk. Blocks.
+fn take(cache: &Cache<OriginError>, disks: &[Disk], quotas: &[u64], number: usize) -> Result<(), CacheError> {
+    let Disk { dir, floor } = &disks[number];
+    let quota = quotas.get(number).copied().unwrap_or(0);
+    cache.add(number, dir, larder_cache::Options { quota, floor: *floor })
 }
 
 /// A file of a catalog by its position; `None`: there is no such file. Blocks.

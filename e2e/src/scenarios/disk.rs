@@ -41,6 +41,38 @@ pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     unmount_spare(lab)
 }
 
+/// Two disks; one of them loses what it had and takes nothing more. Nobody who reads notices, and all of it is cached again on the other.
+pub(super) fn a_disk_of_several_that_fails_leaves_the_others(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let disk = |command: &str| on_gpu_nodes(lab, command);
+    disk(&format!("mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=100g spare {SPARE_TIER}"))?;
+    let named = Named { lab, namespace: "two-disks", name: "two-disks" };
+    let manifest = upload(lab, BUCKET, named.name, 551)?;
+    lab.cluster.create_namespace(named.namespace)?;
+    let tiers = "tiers: [{ name: nvme, quota: 5Gi }, { name: spare, quota: 5Gi }]";
+    lab.cluster.apply(&named.yaml()?.replace("tiers: [{ name: nvme, quota: 5Gi }]", tiers))?;
+    named.wait("Preloaded", WAIT)?;
+    let uid = named.object()?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let lies_on = |tier: &str| format!("test -n \"$(find {tier}/larder/{uid}/data -type f)\"");
+    for tier in ["/mnt/nvme0", SPARE_TIER] {
+        disk(&lies_on(tier))?;
+    }
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove_readers(WAIT)?;
+
+    disk(&format!("rm -r {SPARE_TIER}/larder/{uid}/data; mount -o remount,ro {SPARE_TIER}"))?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.wait_reason("WorkersReady", "DiskFailed", SPARE_TIER, WAIT)?;
+    heals(&named, &manifest)?;
+    named.remove_readers(WAIT)?;
+    no_worker_has_crashed(&named)?;
+
+    disk(&format!("mount -o remount,rw {SPARE_TIER}"))?;
+    named.wait("WorkersReady", WAIT)?;
+    named.remove(WAIT)?;
+    unmount_spare(lab)
+}
+
 /// 40 MiB for two datasets: one that takes two thirds of it, and one that comes later and has not enough in what is left.
 pub(super) fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled(lab: &Lab) -> Result<()> {
     install(lab)?;

@@ -143,6 +143,21 @@ fn the_bandwidth_of_a_preload_is_more_than_nothing() {
 }
 
 #[test]
+fn a_dataset_lies_on_one_to_eight_disks_each_named_once() {
+    let tiers = |names: &[&str]| {
+        let tiers: Vec<_> = names.iter().map(|name| json!({ "name": name, "quota": "1Gi" })).collect();
+        with("/spec/cache/tiers", json!(tiers))
+    };
+    for good in [&["a", "b"][..], &["a", "b", "c", "d", "e", "f", "g", "h"]] {
+        assert_eq!(refusals(&tiers(good), None), Vec::<String>::new(), "{good:?}");
+    }
+    is_refused(&tiers(&["a", "b", "a"]), "each tier may be named once");
+    let schema = schema();
+    let bounds = &schema["properties"]["spec"]["properties"]["cache"]["properties"]["tiers"];
+    assert_eq!((&bounds["minItems"], &bounds["maxItems"]), (&json!(1), &json!(crate::cache_dataset::MAX_TIERS)));
+}
+
+#[test]
 fn the_quota_is_more_than_nothing() {
     for good in [json!("1"), json!("1.5Gi"), json!(4096)] {
         assert_eq!(refusals(&with("/spec/cache/tiers/0/quota", good.clone()), None), Vec::<String>::new(), "{good}");

@@ -9,7 +9,7 @@ use crate::{
     connection::{Keys, Mounted},
     metrics::Metrics,
     serve,
-    worker::{Settings, Worker},
+    worker::{Disk, Settings, Worker},
 };
 use larder_cache::Floor;
 use larder_core::{
@@ -84,14 +84,13 @@ pub(super) fn settings(node: &str, dir: &Path, peer: Options) -> Settings {
     Settings {
         node: node.into(),
         dataset_uid: UID.into(),
-        dir: dir.to_owned(),
+        disks: vec![Disk { dir: dir.to_owned(), floor: Floor { percent: 0, at_least: 0 } }],
         keys: Keys::Mounted(Mounted {
             credentials: dir.with_file_name("credentials"),
             ca: dir.with_file_name("ca"),
             folders: Folders::Beneath(vec![dir.with_file_name("origin")]),
         }),
         lock_wait: Duration::from_secs(60),
-        floor: Floor { percent: 0, at_least: 0 },
         in_flight: 64 << 20,
         scrub: None,
         peer,

@@ -57,7 +57,8 @@ pub(super) struct Plan {
 
 /// What the spec refers to, looked up.
 struct Inputs<'a> {
-    tier: Option<&'a Tier>,
+    /// None if one of them is unknown.
+    tiers: Vec<&'a Tier>,
     secret: Option<Secret>,
     ca: Option<ConfigMap>,
     /// Generations of the copies that workers must see.
@@ -138,10 +139,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
         members: objects::members(owner, settings, &members),
         service: objects::service(owner, settings),
         // Workers that run go on while an input is missing; new ones wait, so that they start with their credentials.
-        daemon_set: inputs
-            .tier
-            .filter(|_| has_workers || !inputs.block)
-            .map(|tier| objects::daemon_set(owner, dataset, settings, tier)),
+        daemon_set: (!inputs.tiers.is_empty() && (has_workers || !inputs.block))
+            .then(|| objects::daemon_set(owner, dataset, settings, &inputs.tiers)),
         volume: (!not_ours || observed.volume.is_some()).then(|| {
             let capacity = capacity(dataset, observed, &status);
             objects::volume(owner, &capacity)
@@ -168,12 +167,17 @@ fn inputs<'a>(dataset: &CacheDataset, observed: &Observed, settings: &'a Setting
     let owner = &observed.owner;
     let mut causes: Vec<(Cause, bool)> = vec![];
 
-    let tier_name = dataset.spec.cache.tiers.first().map_or("", |t| t.name.as_str());
-    let tier = settings.tiers.get(tier_name);
-    if tier.is_none() {
-        let known: Vec<&str> = settings.tiers.keys().map(String::as_str).collect();
-        let message = format!("spec.cache.tiers[0].name is {tier_name:?}; the administrator defined: {}", known.join(", "));
-        causes.push((Cause::new(reasons::workers::TIER_UNKNOWN, message), true));
+    let mut tiers = vec![];
+    for (n, tier) in dataset.spec.cache.tiers.iter().enumerate() {
+        tiers.extend(settings.tiers.get(&tier.name));
+        if tiers.len() == n {
+            let known: Vec<&str> = settings.tiers.keys().map(String::as_str).collect();
+            let message =
+                format!("spec.cache.tiers[{n}].name is {:?}; the administrator defined: {}", tier.name, known.join(", "));
+            causes.push((Cause::new(reasons::workers::TIER_UNKNOWN, message), true));
+            tiers.clear();
+            break;
+        }
     }
 
     let (namespace, source) = (&owner.namespace, &dataset.spec.source);
@@ -236,7 +240,7 @@ fn inputs<'a>(dataset: &CacheDataset, observed: &Observed, settings: &'a Setting
     causes.sort_by_key(|(_, block)| !block);
     let block = causes.iter().any(|(_, block)| *block);
     Inputs {
-        tier,
+        tiers,
         credentials_generation: asked(secret_generation, source.credentials.secret_ref.is_some()),
         ca_generation: asked(ca_generation, source.ca.is_some()),
         secret,
@@ -322,7 +326,7 @@ fn orders(
     members: &Members,
 ) -> Vec<(String, IpAddr, Config)> {
     let source = &dataset.spec.source;
-    let quota = dataset.spec.cache.tiers.first().map(|t| quantity::bytes(&t.quota).unwrap_or(u64::MAX));
+    let quotas: Vec<_> = dataset.spec.cache.tiers.iter().map(|t| quantity::bytes(&t.quota).unwrap_or(u64::MAX)).collect();
     let common = Config {
         generation: String::new(),
         source: Some(Source {
@@ -336,7 +340,8 @@ fn orders(
             credentials_generation: inputs.credentials_generation.clone(),
             ca_generation: inputs.ca_generation.clone(),
         }),
-        quota_bytes: quota.unwrap_or(u64::MAX),
+        quota_bytes: quotas.iter().copied().fold(0, u64::saturating_add),
+        disk_quota_bytes: quotas,
         listing_id: String::new(),
         snapshot: progress.digest.clone().unwrap_or_default(),
         preload: dataset.spec.preload.policy == PreloadPolicy::OnCreate,

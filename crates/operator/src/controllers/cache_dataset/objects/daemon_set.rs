@@ -15,15 +15,15 @@ use std::path::Path;
 const CREDENTIALS_DIR: &str = "/etc/larder/credentials";
 const CA_DIR: &str = "/etc/larder/ca";
 
-/// The workers, on disks of this tier.
-pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tier: &Tier) -> DaemonSet {
+/// The workers, on disks of these tiers.
+pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settings: &Settings, tiers: &[&Tier]) -> DaemonSet {
     let run = format!("{}/worker", names::RUN_DIR);
     // The same path as on the host, so that what a worker says about its disk names that disk.
-    let data = format!("{}/{}", tier.path, names::TIER_DIR);
+    let data = |tier: &Tier| format!("{}/{}", tier.path, names::TIER_DIR);
+    let volume = |n: usize| if n == 0 { "data".to_owned() } else { format!("data-{n}") };
     let mut args = vec![
         "worker".to_owned(),
         format!("--dataset-uid={}", owner.uid),
-        format!("--dir={data}/{}", owner.uid),
         format!("--run-dir={}", names::RUN_DIR),
         format!("--credentials-dir={CREDENTIALS_DIR}"),
         format!("--ca-dir={CA_DIR}"),
@@ -32,9 +32,12 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         Some(authority) => format!("--authority={authority}"),
         None => "--plain".to_owned(),
     });
-    if let Some(floor) = tier.floor {
-        args.push(format!("--disk-floor-percent={}", floor.percent));
-        args.push(format!("--disk-floor-bytes={}", floor.bytes));
+    args.extend(tiers.iter().map(|tier| format!("--dir={}/{}", data(tier), owner.uid)));
+    if tiers.iter().any(|tier| tier.floor.is_some()) {
+        for floor in tiers.iter().map(|tier| tier.floor.unwrap_or_default()) {
+            args.push(format!("--disk-floor-percent={}", floor.percent));
+            args.push(format!("--disk-floor-bytes={}", floor.bytes));
+        }
     }
     let spec = &dataset.spec.workers;
     let mut container = json!({
@@ -66,19 +69,22 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
             "capabilities": { "drop": ["ALL"] },
         },
         "volumeMounts": [
-            { "name": "data", "mountPath": data },
             { "name": "run", "mountPath": run },
             { "name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": true },
             { "name": "ca", "mountPath": CA_DIR, "readOnly": true },
         ],
     });
     let mut volumes = json!([
-        // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
-        { "name": "data", "hostPath": { "path": data, "type": "Directory" } },
         { "name": "run", "hostPath": { "path": run, "type": "Directory" } },
         { "name": "credentials", "secret": { "secretName": owner.credentials_name(), "optional": true, "defaultMode": 0o440 } },
         { "name": "ca", "configMap": { "name": owner.ca_name(), "optional": true, "defaultMode": 0o444 } },
     ]);
+    for (n, tier) in tiers.iter().enumerate() {
+        let (name, path) = (volume(n), data(tier));
+        push(&mut container["volumeMounts"], json!({ "name": name, "mountPath": path }));
+        // Directory, not DirectoryOrCreate: a disk that is not mounted must be an error, not a folder on the root disk.
+        push(&mut volumes, json!({ "name": name, "hostPath": { "path": path, "type": "Directory" } }));
+    }
     if settings.authority.is_some() {
         push(
             &mut container["volumeMounts"],
@@ -170,7 +176,7 @@ mod tests {
 
     fn build(dataset: &CacheDataset) -> Value {
         let owner = Owner::of(dataset).unwrap();
-        serde_json::to_value(daemon_set(&owner, dataset, &settings(), &mk_tier())).unwrap()
+        serde_json::to_value(daemon_set(&owner, dataset, &settings(), &[&mk_tier()])).unwrap()
     }
 
     #[test]
@@ -236,12 +242,35 @@ mod tests {
         let dataset = mk_dataset();
         let args = |floor| {
             let tier = Tier { floor, ..mk_tier() };
-            let ds = daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings(), &tier);
+            let ds = daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings(), &[&tier]);
             ds.spec.unwrap().template.spec.unwrap().containers.remove(0).args.unwrap()
         };
         assert!(!args(None).iter().any(|a| a.contains("floor")), "the workers' default holds");
         let args = args(Some(Floor { percent: 0, bytes: 1 << 30 }));
-        assert!(args.ends_with(&["--disk-floor-percent=0".to_owned(), "--disk-floor-bytes=1073741824".to_owned()]), "{args:?}");
+        assert!(
+            ["--disk-floor-percent=0", "--disk-floor-bytes=1073741824"].iter().all(|a| args.iter().any(|b| b == a)),
+            "{args:?}"
+        );
+    }
+
+    #[test]
+    fn each_disk_is_mounted_under_its_own_path_with_its_own_floor() {
+        let dataset = mk_dataset();
+        let other = Tier { path: "/mnt/nvme1".into(), floor: Some(Floor { percent: 1, bytes: 7 }) };
+        let ds = daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings(), &[&mk_tier(), &other]);
+        let pod = ds.spec.unwrap().template.spec.unwrap();
+        let args = pod.containers[0].args.clone().unwrap();
+        let of = |flag: &str| args.iter().filter_map(|a| a.strip_prefix(flag)).collect::<Vec<_>>();
+        let uid = Owner::of(&dataset).unwrap().uid;
+        assert_eq!(of("--dir="), [format!("/mnt/nvme0/larder/{uid}"), format!("/mnt/nvme1/larder/{uid}")]);
+        assert_eq!(of("--disk-floor-percent="), ["5", "1"]);
+        assert_eq!(of("--disk-floor-bytes="), ["10737418240", "7"]);
+        let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+        for (name, path) in [("data", "/mnt/nvme0/larder"), ("data-1", "/mnt/nvme1/larder")] {
+            assert_eq!(mounts.iter().find(|m| m.name == name).unwrap().mount_path, path);
+            let volume = pod.volumes.as_ref().unwrap().iter().find(|v| v.name == name).unwrap();
+            assert_eq!(volume.host_path.as_ref().unwrap().path, path);
+        }
     }
 
     #[test]
@@ -249,7 +278,8 @@ mod tests {
         let dataset = mk_dataset();
         let build = |authority: Option<&str>| {
             let settings = Settings { authority: authority.map(str::to_owned), ..settings() };
-            let ds = serde_json::to_value(daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings, &mk_tier())).unwrap();
+            let ds =
+                serde_json::to_value(daemon_set(&Owner::of(&dataset).unwrap(), &dataset, &settings, &[&mk_tier()])).unwrap();
             ds["spec"]["template"]["spec"].to_string()
         };
         let (with, without) = (build(Some("larder-operator.x.svc:7480")), build(None));

@@ -28,7 +28,7 @@ impl World {
         let owner = Owner::of(&dataset).unwrap();
         let source = mk_secret(&[("accessKeyId", "a"), ("secretAccessKey", "b")]);
         let copy = objects::credentials(&owner, &settings(), &source);
-        let daemon_set = objects::daemon_set(&owner, &dataset, &settings(), &mk_tier());
+        let daemon_set = objects::daemon_set(&owner, &dataset, &settings(), &[&mk_tier()]);
         let mut claim = objects::claim(&owner);
         claim.metadata.uid = Some("claim-uid".into());
         claim.status = serde_json::from_value(json!({ "phase": "Bound" })).unwrap();

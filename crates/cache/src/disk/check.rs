@@ -4,7 +4,7 @@
 //! before its descriptor is given away: at once if it is small, in the background if it is large. Until then, and whenever the
 //! cache itself reads, every block is compared; so a check that takes long holds no read up.
 
-use super::{Cache, blocking};
+use super::{Disk, blocking};
 use crate::{
     CHUNK, CacheError, Checked, blocks,
     blocks::covering,
@@ -26,10 +26,10 @@ use std::{
     io,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// One check of one file, shared by all who wait for it: is it good?
 type Check = Shared<BoxFuture<'static, bool>>;
@@ -49,15 +49,6 @@ impl Default for Checks {
     }
 }
 
-/// What was found to be bad.
-#[derive(Default)]
-pub(super) struct Damaged {
-    /// Counts in this run of the process.
-    files: watch::Sender<u64>,
-    /// Bytes compared by checks and scrubs.
-    pub(super) compared: AtomicU64,
-}
-
 /// How good the files are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Integrity {
@@ -73,7 +64,7 @@ pub struct Integrity {
 /// not wait much longer than this. The check goes on.
 const SOON: Duration = Duration::from_millis(200);
 
-impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// As [`Self::open_complete`], if that needs no more than to open the file: it is known to be good already. Blocks for the
     /// disk only.
     #[must_use]
@@ -125,10 +116,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// What was found so far.
     #[must_use]
     pub fn integrity(&self) -> Integrity {
-        let damaged = &self.inner.damaged;
         Integrity {
-            damaged_files: *damaged.files.borrow(),
-            compared_bytes: damaged.compared.load(Relaxed),
+            damaged_files: *self.inner.common.damages.borrow(),
+            compared_bytes: self.inner.compared.load(Relaxed),
             scrubbed: self.inner.scrubbed.lock().ended,
         }
     }
@@ -137,12 +127,6 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     #[must_use]
     pub fn quarantine(&self) -> PathBuf {
         layout::quarantine(&self.inner.dir)
-    }
-
-    /// Changes when a complete file was found to be bad or gone, so that whoever owns it fetches it again.
-    #[must_use]
-    pub fn damages(&self) -> watch::Receiver<u64> {
-        self.inner.damaged.files.subscribe()
     }
 
     /// A range of a complete file. Also begins the check of a file whose descriptor is not given away yet.
@@ -195,7 +179,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             if self.read_file(key, &range).await.is_err() {
                 return false;
             }
-            self.inner.damaged.compared.fetch_add(range.end - range.start, Relaxed);
+            self.inner.compared.fetch_add(range.end - range.start, Relaxed);
         }
         self.inner.index.lock().verified(key);
         true
@@ -239,7 +223,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             }
             Err(e) => tracing::error!(%key, %error, quarantine = %e, "a cached file is bad and cannot be moved away"),
         }
-        self.inner.damaged.files.send_modify(|n| *n += 1);
+        self.inner.common.damages.send_modify(|n| *n += 1);
         error
     }
 }

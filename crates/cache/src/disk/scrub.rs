@@ -4,7 +4,7 @@
 //! It reads past the page cache, whose pages may be better than the disk and are needed by others, and goes on where it was
 //! after a restart.
 
-use super::{Cache, blocking};
+use super::{Disk, blocking};
 use crate::{
     CacheError, blocks,
     index::Entry,
@@ -81,7 +81,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// Reads all complete files against their checksums, one after the other, again and again, at most so many bytes a second.
     /// Ends only when the cache is closed.
     pub async fn scrub(&self, bytes_per_second: u64) {
@@ -134,7 +134,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             let (began, from) = (Instant::now(), reader.at);
             reader = off(move || reader.step()).await?;
             let len = reader.at - from;
-            self.inner.damaged.compared.fetch_add(len, Relaxed);
+            self.inner.compared.fetch_add(len, Relaxed);
             let pace = Duration::from_secs_f64(len as f64 / bytes_per_second as f64);
             tokio::time::sleep(pace.saturating_sub(began.elapsed()).max(began.elapsed() * IDLE_SHARE)).await;
         }

@@ -1,6 +1,6 @@
 //! Makes room: complete files go that are worth less than what comes. Which ones is decided in `larder_core::eviction`.
 
-use super::{Cache, Here, Inner, blocking};
+use super::{Disk, Here, Inner, blocking};
 use crate::{CacheError, Object, layout, scan};
 use larder_core::{
     eviction::{Keep, Wanted},
@@ -24,7 +24,7 @@ pub(super) fn wanted(object: &Object, waited_for: bool) -> Wanted {
     }
 }
 
-impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// As `find`, after making room if the quota leaves none.
     pub(super) async fn claim(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
         let (need, free) = match self.find(object, wanted) {

@@ -1,6 +1,6 @@
 //! Datasets of one disk: space for what comes is found in the own cache or at the neighbours', and what they are owed is given.
 
-use super::{Cache, Inner};
+use super::{Disk, Inner};
 use crate::{CacheError, fill, layout};
 use larder_core::{eviction::Wanted, key::ObjectKey, shares::Tenant};
 use std::{
@@ -122,17 +122,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
         tracing::info!(claim, freed, "made room for other datasets of this disk");
         *self.firm.lock() = (freed == 0).then(Instant::now);
         if freed > 0 {
-            self.given.send_replace(());
+            self.common.given.send_replace(());
         }
         // Before the next look: others may give what this one cannot.
         self.space.tell(&self.dir, self.tenant()).map(drop)
     }
 }
 
-impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
+impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// Shares the disk with the datasets beside this one, until the cache is closed: each gives what it has more than its fair share
     /// when another one that has less needs it.
-    pub async fn share_disk(&self) {
+    pub async fn share(&self) {
         while !self.inner.closed.is_cancelled() {
             let inner = Arc::clone(&self.inner);
             match self.inner.tasks.spawn_blocking(move || inner.meet_neighbours()).await {
@@ -142,12 +142,6 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             }
             tokio::time::sleep(LOOK).await;
         }
-    }
-
-    /// Changes when files were given to the neighbours, also such as someone may want back.
-    #[must_use]
-    pub fn given(&self) -> watch::Receiver<()> {
-        self.inner.given.subscribe()
     }
 
     /// Bytes beyond [`Self::room`] that the neighbours would make for files of the own share. Blocks.

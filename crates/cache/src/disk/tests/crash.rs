@@ -8,7 +8,7 @@ use proptest::prelude::*;
 const SIZE: u64 = 2 * CHUNK + 100_000;
 
 /// Runs one life of a process: whatever it was doing, it stops at the next point where it waits.
-fn live<T>(dir: &Path, life: impl AsyncFnOnce(Cache<Broken>) -> T) -> T {
+fn live<T>(dir: &Path, life: impl AsyncFnOnce(Disk<Broken>) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { life(open(dir)).await })
 }

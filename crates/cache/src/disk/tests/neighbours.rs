@@ -16,17 +16,17 @@ fn small_disk(dataset: &Path) -> io::Result<(u64, u64)> {
     Ok((DISK, DISK - used(dataset.parent().unwrap())))
 }
 
-fn open_beside(tier: &Path, n: usize) -> Cache<Broken> {
+fn open_beside(tier: &Path, n: usize) -> Disk<Broken> {
     let dir = tier.join(format!("0d1f3a52-7c0e-4d55-9f5a-00000000000{n}"));
-    Cache::open_on(&dir, Options { floor: NO_FLOOR, ..Options::default() }, small_disk).unwrap()
+    Disk::open_on(&dir, Options { floor: NO_FLOOR, quota: 0 }, &common(), small_disk).unwrap()
 }
 
-async fn fill(cache: &Cache<Broken>, object: Object) -> Result<(), ReadError<Broken>> {
+async fn fill(cache: &Disk<Broken>, object: Object) -> Result<(), ReadError<Broken>> {
     cache.fill(&object, 1, counted(&Arc::default())).await
 }
 
 /// The disk with a dataset that has all of it, and another one that comes.
-async fn full_disk() -> (tempfile::TempDir, Cache<Broken>, Cache<Broken>) {
+async fn full_disk() -> (tempfile::TempDir, Disk<Broken>, Disk<Broken>) {
     let tier = tempfile::tempdir().unwrap();
     let (first, second) = (open_beside(tier.path(), 1), open_beside(tier.path(), 2));
     let mut n = 0;
@@ -39,7 +39,7 @@ async fn full_disk() -> (tempfile::TempDir, Cache<Broken>, Cache<Broken>) {
 }
 
 /// Gives how many files went.
-fn meet(cache: &Cache<Broken>) -> u64 {
+fn meet(cache: &Disk<Broken>) -> u64 {
     let before = cache.evicted_files();
     cache.inner.meet_neighbours().unwrap();
     cache.evicted_files() - before
@@ -51,13 +51,13 @@ fn is_full(result: &Result<(), ReadError<Broken>>) -> bool {
 
 type Filling = tokio::task::JoinHandle<Result<(), ReadError<Broken>>>;
 
-async fn wanting(cache: &Cache<Broken>, object: Object) -> Filling {
+async fn wanting(cache: &Disk<Broken>, object: Object) -> Filling {
     wanting_from(cache, object, counted(&Arc::default())).await
 }
 
 /// Begins a fill that waits for its neighbour; nobody who reads the file waits with it.
 async fn wanting_from(
-    cache: &Cache<Broken>,
+    cache: &Disk<Broken>,
     object: Object,
     fetch: impl Fn(Range<u64>) -> Fetched + Clone + Send + Sync + 'static,
 ) -> Filling {
@@ -79,7 +79,7 @@ async fn wanting_from(
 #[tokio::test]
 async fn a_dataset_gets_its_share_of_a_disk_that_another_one_has_filled() {
     let (_tier, first, second) = full_disk().await;
-    let mut given = first.given();
+    let mut given = first.inner.common.given();
     let filling = wanting(&second, own(0, FILE)).await;
     assert!(!given.has_changed().unwrap());
     // One more if the disk is looked at while the other writes something small beside its files.

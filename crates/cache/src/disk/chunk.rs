@@ -155,10 +155,10 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
     let kib = bytes.div_ceil(1024) as u32;
     // An error means a closed semaphore, and these are never closed.
     let background = match lane {
-        Lane::Background => inner.background.acquire_many(kib).await.ok(),
+        Lane::Background => inner.common.background.acquire_many(kib).await.ok(),
         Lane::Reader => None,
     };
-    (background, inner.budget.acquire_many(kib).await.ok())
+    (background, inner.common.budget.acquire_many(kib).await.ok())
 }
 
 async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
