@@ -372,7 +372,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// What is wrong with disks that nothing new is kept on just now.
     #[must_use]
     pub fn failing(&self) -> Vec<CacheError> {
-        let out = |place: &Arc<Place<E>>| place.failed.lock().clone().filter(|_| place.is_out()).map(|(_, error)| error);
+        let recent = |(since, error): (Instant, CacheError)| (since.elapsed() < OUT).then_some(error);
+        let out = |place: &Arc<Place<E>>| place.failed.lock().clone().and_then(recent);
         self.all().iter().filter_map(out).collect()
     }
 
