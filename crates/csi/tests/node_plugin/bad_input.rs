@@ -1,5 +1,6 @@
 //! Every argument of every call as it must not be: the code that the specification has for it, a message that begins with the
 //! field, and nothing is there afterwards that was not there before.
+#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 
 use crate::harness::{Lab, UID, capability};
 use larder_fuse::{
