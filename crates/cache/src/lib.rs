@@ -27,6 +27,8 @@ mod blocks;
 mod cache;
 mod error;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod layout;
 mod ledger;

@@ -26,6 +26,8 @@ mod backing;
 mod controller;
 mod datasets;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod identity;
 mod layout;

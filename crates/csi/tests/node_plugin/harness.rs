@@ -206,6 +206,10 @@ impl Lab {
         mountinfo::at(&table, target).into_iter().cloned().collect()
     }
 
+    pub fn mounter_socket(&self) -> PathBuf {
+        self.base.path().join("h").join(RUN).join("mounter/mounter.sock")
+    }
+
     pub fn superblock(&self, identity: &str) -> PathBuf {
         self.csi_folder().join("mounts").join(identity)
     }
@@ -270,7 +274,7 @@ impl Lab {
     /// In its place, one that takes every call and answers none.
     pub async fn stall_mounter(&mut self) -> JoinHandle<()> {
         self.stop_mounter().await;
-        let listener = Listener::bind(&self.base.path().join("h").join(RUN).join("mounter/mounter.sock"), &[0], 0o600).unwrap();
+        let listener = Listener::bind(&self.mounter_socket(), &[0], 0o600).unwrap();
         tokio::spawn(async move {
             let mut held = Vec::new();
             loop {
@@ -294,7 +298,7 @@ impl Lab {
         // Sessions end a moment after their superblock.
         let deadline = tokio::time::Instant::now() + START;
         loop {
-            let conn = Conn::connect(&self.base.path().join("h/r/mounter/mounter.sock")).await.unwrap();
+            let conn = Conn::connect(&self.mounter_socket()).await.unwrap();
             conn.send(&mounter::Request::List {}, None).await.unwrap();
             let (reply, _) = conn.recv::<mounter::Reply>().await.unwrap().unwrap();
             let catalogs = fs::read_dir(self.base.path().join("c")).unwrap().count();
