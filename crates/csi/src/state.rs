@@ -29,6 +29,16 @@ pub(crate) struct Record {
     /// The volume that is published at a target; not known of targets of releases before this field.
     #[serde(default)]
     volumes: BTreeMap<PathBuf, String>,
+    /// The pod that a target is of, in the dataset's namespace; the same.
+    #[serde(default)]
+    pods: BTreeMap<PathBuf, Pod>,
+}
+
+/// As the kubelet names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) uid: String,
 }
 
 impl Record {
@@ -40,11 +50,16 @@ impl Record {
             dataset_name: dataset_name.to_owned(),
             targets: BTreeSet::new(),
             volumes: BTreeMap::new(),
+            pods: BTreeMap::new(),
         }
     }
 
     pub(crate) fn identity(&self) -> &str {
         &self.mount.identity
+    }
+
+    pub(crate) fn pod_at(&self, target: &Path) -> Option<&Pod> {
+        self.pods.get(target)
     }
 
     fn is_sound(&self, file_stem: &str) -> bool {
@@ -91,13 +106,20 @@ impl State {
         published.map(|(target, _)| target.clone())
     }
 
-    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume. What is known of the identity already stays
-    /// as it is: the superblock was made with it.
-    pub(crate) fn add_target(&self, record: &Record, target: &Path, volume: &str) -> Result<Record, RecordError> {
+    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume to a pod. What is known of the identity
+    /// already stays as it is: the superblock was made with it.
+    pub(crate) fn add_target(
+        &self,
+        record: &Record,
+        target: &Path,
+        volume: &str,
+        pod: Option<&Pod>,
+    ) -> Result<Record, RecordError> {
         let mut records = self.records.lock();
         let mut new = records.get(record.identity()).unwrap_or(record).clone();
         new.targets.insert(target.to_owned());
         new.volumes.insert(target.to_owned(), volume.to_owned());
+        new.pods.extend(pod.map(|pod| (target.to_owned(), pod.clone())));
         self.files.write(new.identity(), &new)?;
         records.insert(new.identity().to_owned(), new.clone());
         Ok(new)
@@ -109,6 +131,7 @@ impl State {
         let Some(mut record) = records.get(identity).cloned() else { return Ok(None) };
         if record.targets.remove(target) {
             record.volumes.remove(target);
+            record.pods.remove(target);
             self.files.write(identity, &record)?;
             records.insert(identity.to_owned(), record.clone());
         }
@@ -153,9 +176,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (mk_record('a'), mk_record('b'));
         let state = State::open(dir.path()).unwrap();
-        state.add_target(&a, Path::new("/t/1"), VOLUME).unwrap();
-        state.add_target(&a, Path::new("/t/2"), VOLUME).unwrap();
-        state.add_target(&b, Path::new("/t/3"), VOLUME).unwrap();
+        state.add_target(&a, Path::new("/t/1"), VOLUME, None).unwrap();
+        state.add_target(&a, Path::new("/t/2"), VOLUME, None).unwrap();
+        state.add_target(&b, Path::new("/t/3"), VOLUME, None).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.by_target(Path::new("/t/2")).unwrap().identity(), a.identity());
         assert_eq!(again.by_target(Path::new("/t/3")).unwrap().mount, b.mount);
@@ -174,7 +197,7 @@ mod tests {
         let record = mk_record('a');
         let state = State::open(dir.path()).unwrap();
         for (target, volume) in [("/t/1", VOLUME), ("/t/2", VOLUME), ("/t/3", "other")] {
-            state.add_target(&record, Path::new(target), volume).unwrap();
+            state.add_target(&record, Path::new(target), volume, None).unwrap();
         }
         state.remove_target(record.identity(), Path::new("/t/1")).unwrap();
         let again = State::open(dir.path()).unwrap();
@@ -188,7 +211,7 @@ mod tests {
     fn a_record_without_volumes_is_one_of_an_earlier_release() {
         let dir = tempfile::tempdir().unwrap();
         let record = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME).unwrap();
+        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME, None).unwrap();
         let path = dir.path().join(format!("{}.json", record.identity()));
         let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         json.as_object_mut().unwrap().remove("volumes").unwrap();
@@ -203,17 +226,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
         let first = mk_record('a');
-        state.add_target(&first, Path::new("/t/1"), VOLUME).unwrap();
+        state.add_target(&first, Path::new("/t/1"), VOLUME, None).unwrap();
         let mut changed = first.clone();
         changed.mount.file_mode = 0o400;
-        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME).unwrap().mount.file_mode, 0o444);
+        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME, None).unwrap().mount.file_mode, 0o444);
     }
 
     #[test]
     fn broken_records_are_left_alone_and_hide_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let good = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME).unwrap();
+        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME, None).unwrap();
         let mut newer = mk_record('b');
         newer.version = 99;
         let mut renamed = mk_record('c');

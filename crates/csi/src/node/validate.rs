@@ -4,13 +4,18 @@ use crate::{
     arguments::{capability, dataset_uid, given, object_name},
     error::CallError,
     layout::Layout,
+    state::Pod,
 };
 use larder_api::labels;
+use larder_core::names;
 use larder_proto::csi::v1::NodePublishVolumeRequest;
 use std::path::PathBuf;
 
 /// Volume attribute that the kubelet adds (`podInfoOnMount`).
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+/// Further ones.
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 
 /// A publish that makes sense.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub(super) struct Publish {
     pub(super) dataset_uid: String,
     pub(super) dataset_namespace: String,
     pub(super) dataset_name: String,
+    /// Whom to tell when the mount ends.
+    pub(super) pod: Option<Pod>,
 }
 
 pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, CallError> {
@@ -46,6 +53,9 @@ pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Re
             dataset_uid: dataset_uid.to_owned(),
             dataset_namespace: dataset_namespace.to_owned(),
             dataset_name: dataset_name.to_owned(),
+            pod: object_name(context, POD_NAME)
+                .zip(context.get(POD_UID).filter(|uid| names::is_uid(uid)))
+                .map(|(name, uid)| Pod { name: name.to_owned(), uid: uid.clone() }),
         }),
     }
 }
