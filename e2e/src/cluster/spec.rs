@@ -52,7 +52,11 @@ impl ClusterSpec {
     /// `gpu-1`, `gpu-2`, … and `cpu-1`, ….
     pub fn new(gpu: usize, cpu: usize) -> Self {
         let of = |kind: NodeKind, count: usize| (1..=count).map(move |i| NodeSpec { name: format!("{kind}-{i}"), kind });
-        Self { kubelet_dir: KUBELET_DIR, quick_restarts: false, nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect() }
+        Self {
+            kubelet_dir: KUBELET_DIR,
+            quick_restarts: false,
+            nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect(),
+        }
     }
 
     /// As the environment variable `NODES` says: a number of nodes, of which the last is a CPU node if there are three or

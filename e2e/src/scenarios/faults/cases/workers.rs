@@ -49,8 +49,10 @@ pub(super) fn garbage<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<u
     let named = &faults.remote.named;
     let files = cached(named, faults.other)?;
     ensure!(!files.is_empty(), "{} has no files", faults.other.name());
-    each(faults, after, 1, |_| files.iter().try_for_each(|file| flip(file)))?;
-    named.wait_reason("WorkersReady", "DataCorrupted", "quarantine", WAIT)?;
+    each(faults, after, 1, |_| {
+        files.iter().try_for_each(|file| flip(file))?;
+        named.wait_reason("WorkersReady", "DataCorrupted", "quarantine", WAIT)
+    })?;
     worker(named, faults.other)?.signal(Signal::SIGKILL)?;
     wait_ready(named, faults.other)?;
     Ok(files.len())
@@ -68,7 +70,7 @@ fn flip(path: &Path) -> Result<()> {
 }
 
 /// The files of both datasets are taken off the disk of the node while they are read there: open ones are read on, others come
-/// from the other node; a worker that starts again fetches them.
+/// from the other node, and the worker fetches them again.
 pub(super) fn disk_pulled<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     let mut taken = 0;
     each(faults, after, 1, |_| {
