@@ -42,7 +42,7 @@ bench: $(LAB) ## Larder beside the local disk and plain programs; results in tar
 	$(CARGO) build --release -p larder-bench --locked
 	target/release/larder-bench
 
-faults: $(LAB) ## kill, stop and replace every daemon of a node under 80 readers; results in target/faults; QUICK=1 fewer, ONLY=cases
+faults: $(LAB) ## break daemons, pods, disks and nodes under 90 readers; results in target/faults; QUICK=1 fewer, ONLY=cases
 	target/release/larder-e2e faults
 
 demo: ## the main job on a throwaway cluster; KEEP=1 leaves it up

@@ -12,6 +12,7 @@ use crate::{
     arguments::given,
     datasets::Datasets,
     error::{self, CallError},
+    events::Events,
     layout::Layout,
     metrics::Metrics,
     mount,
@@ -63,6 +64,7 @@ pub(crate) struct Plugin {
     pub(crate) permits: Option<Permits>,
     pub(crate) prober: Prober,
     pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
     pub(crate) locks: Locks,
 }
 

@@ -61,6 +61,16 @@ pub(crate) struct Record {
     /// As above.
     #[serde(default)]
     terms: BTreeMap<PathBuf, Terms>,
+    /// The pod that a target is of, in the dataset's namespace; the same.
+    #[serde(default)]
+    pods: BTreeMap<PathBuf, Pod>,
+}
+
+/// As the kubelet names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) uid: String,
 }
 
 impl Record {
@@ -73,6 +83,7 @@ impl Record {
             targets: BTreeSet::new(),
             volumes: BTreeMap::new(),
             terms: BTreeMap::new(),
+            pods: BTreeMap::new(),
         }
     }
 
@@ -88,6 +99,10 @@ impl Record {
     /// What it was published with, if it is known.
     pub(crate) fn terms_at(&self, target: &Path) -> Option<&Terms> {
         self.terms.get(target)
+    }
+
+    pub(crate) fn pod_at(&self, target: &Path) -> Option<&Pod> {
+        self.pods.get(target)
     }
 
     fn is_sound(&self, file_stem: &str) -> bool {
@@ -134,7 +149,7 @@ impl State {
         published.map(|(target, _)| target.clone())
     }
 
-    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume. What is known of the identity already stays
+    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume to a pod. What is known of the identity already stays
     /// as it is: the superblock was made with it. Refused if the volume is elsewhere and may be in one place only.
     pub(crate) fn add_target(
         &self,
@@ -142,6 +157,7 @@ impl State {
         target: &Path,
         volume: &str,
         terms: &Terms,
+        pod: Option<&Pod>,
     ) -> Result<Record, TargetError> {
         let mut records = self.records.lock();
         if let Some(other) = elsewhere(&records, target, volume, terms) {
@@ -151,6 +167,7 @@ impl State {
         new.targets.insert(target.to_owned());
         new.volumes.insert(target.to_owned(), volume.to_owned());
         new.terms.insert(target.to_owned(), terms.clone());
+        new.pods.extend(pod.map(|pod| (target.to_owned(), pod.clone())));
         self.files.write(new.identity(), &new)?;
         records.insert(new.identity().to_owned(), new.clone());
         Ok(new)
@@ -163,6 +180,7 @@ impl State {
         if record.targets.remove(target) {
             record.volumes.remove(target);
             record.terms.remove(target);
+            record.pods.remove(target);
             self.files.write(identity, &record)?;
             records.insert(identity.to_owned(), record.clone());
         }
@@ -224,9 +242,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (mk_record('a'), mk_record('b'));
         let state = State::open(dir.path()).unwrap();
-        state.add_target(&a, Path::new("/t/1"), VOLUME, &shared()).unwrap();
-        state.add_target(&a, Path::new("/t/2"), VOLUME, &shared()).unwrap();
-        state.add_target(&b, Path::new("/t/3"), VOLUME, &shared()).unwrap();
+        state.add_target(&a, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
+        state.add_target(&a, Path::new("/t/2"), VOLUME, &shared(), None).unwrap();
+        state.add_target(&b, Path::new("/t/3"), VOLUME, &shared(), None).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.by_target(Path::new("/t/2")).unwrap().identity(), a.identity());
         assert_eq!(again.by_target(Path::new("/t/3")).unwrap().mount, b.mount);
@@ -245,7 +263,7 @@ mod tests {
         let record = mk_record('a');
         let state = State::open(dir.path()).unwrap();
         for (target, volume) in [("/t/1", VOLUME), ("/t/2", VOLUME), ("/t/3", "other")] {
-            state.add_target(&record, Path::new(target), volume, &shared()).unwrap();
+            state.add_target(&record, Path::new(target), volume, &shared(), None).unwrap();
         }
         state.remove_target(record.identity(), Path::new("/t/1")).unwrap();
         let again = State::open(dir.path()).unwrap();
@@ -286,7 +304,7 @@ mod tests {
     fn a_record_without_volumes_is_one_of_an_earlier_release() {
         let dir = tempfile::tempdir().unwrap();
         let record = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME, &shared()).unwrap();
+        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let path = dir.path().join(format!("{}.json", record.identity()));
         let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         for later in ["volumes", "terms"] {
@@ -303,17 +321,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
         let first = mk_record('a');
-        state.add_target(&first, Path::new("/t/1"), VOLUME, &shared()).unwrap();
+        state.add_target(&first, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let mut changed = first.clone();
         changed.mount.file_mode = 0o400;
-        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME, &shared()).unwrap().mount.file_mode, 0o444);
+        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME, &shared(), None).unwrap().mount.file_mode, 0o444);
     }
 
     #[test]
     fn broken_records_are_left_alone_and_hide_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let good = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME, &shared()).unwrap();
+        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let mut newer = mk_record('b');
         newer.version = 99;
         let mut renamed = mk_record('c');

@@ -126,6 +126,11 @@ spec:
         self.lab.cluster.get("cachedatasets", Some(self.namespace), self.name)
     }
 
+    /// Its UID.
+    pub(super) fn uid(&self) -> Result<String> {
+        self.object()?["metadata"]["uid"].as_str().map(str::to_owned).context("the dataset has no uid")
+    }
+
     /// Creates it.
     pub(super) fn create(&self) -> Result<()> {
         self.lab.cluster.create_namespace(self.namespace)?;

@@ -235,7 +235,7 @@ pub(super) fn wait_back(lab: &Lab, killed: &[Killed]) -> Result<()> {
 }
 
 /// Is the container ready, and how often was it started again?
-fn restarts(pod: &Value, container: &str) -> (bool, u64) {
+pub(super) fn restarts(pod: &Value, container: &str) -> (bool, u64) {
     let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
     let status = statuses.iter().find(|status| status["name"] == container);
     status.map_or((false, 0), |status| (status["ready"] == true, status["restartCount"].as_u64().unwrap_or_default()))

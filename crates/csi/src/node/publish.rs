@@ -38,7 +38,7 @@ impl Plugin {
         if self.is_published(&record, target).await? {
             return Ok(());
         }
-        let record = self.state.add_target(&record, target, &request.volume_id, &request.terms)?;
+        let record = self.state.add_target(&record, target, &request.volume_id, &request.terms, request.pod.as_ref())?;
         let result = self.show(&record, target, deadline).await;
         match &result {
             Ok(()) => tracing::info!(identity = record.identity(), target = %target.display(), "published"),

@@ -4,14 +4,18 @@ use crate::{
     arguments::{self, dataset_uid, object_name, text},
     error::CallError,
     layout::Layout,
-    state::Terms,
+    state::{Pod, Terms},
 };
 use larder_api::labels;
+use larder_core::names;
 use larder_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability, volume_capability::AccessType};
 use std::path::PathBuf;
 
 /// Volume attribute that the kubelet adds (`podInfoOnMount`).
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+/// Further ones.
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 
 /// A publish that makes sense.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub(crate) struct Publish {
     pub(crate) dataset_uid: String,
     pub(crate) dataset_namespace: String,
     pub(crate) dataset_name: String,
+    /// Whom to tell when the mount ends.
+    pub(crate) pod: Option<Pod>,
 }
 
 pub(crate) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, CallError> {
@@ -49,6 +55,9 @@ pub(crate) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Re
             dataset_uid: dataset_uid.to_owned(),
             dataset_namespace: dataset_namespace.to_owned(),
             dataset_name: dataset_name.to_owned(),
+            pod: object_name(context, POD_NAME)
+                .zip(context.get(POD_UID).filter(|uid| names::is_uid(uid)))
+                .map(|(name, uid)| Pod { name: name.to_owned(), uid: uid.clone() }),
         }),
     }
 }

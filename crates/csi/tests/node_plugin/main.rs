@@ -151,6 +151,53 @@ async fn a_dead_superblock_is_replaced_by_the_next_publish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dataset_and_pod_are_told_of_a_mount_that_has_ended() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    larder_fuse::control::abort(lab.layers(&target)[1].device.1).unwrap();
+    let told = lab.until_told("MountEnded", 2).await;
+    let whom: Vec<_> = told.iter().map(|(kind, name, _)| (kind.as_str(), name.as_str())).collect();
+    assert_eq!(whom, [("CacheDataset", "imagenet"), ("Pod", "reader")], "each once");
+    assert!(told[0].2.contains("dataset vision/imagenet on node gpu-1 has ended"), "{}", told[0].2);
+    // As after the death of everybody who held it: the next plugin finds it dead, and knows of whom.
+    lab.restart_plugin().await;
+    lab.until_told("MountEnded", 4).await;
+    lab.publish(&target).await.unwrap();
+    assert_eq!(lab.read(&target, "b").await.unwrap(), lab.content("b"));
+    lab.unpublish(&target).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_the_kubelet_gives_up_on_is_finished_or_undone_and_can_come_again() {
+    let Some(lab) = Lab::start().await else { return };
+    // At every moment of a publish, and while it waits for the dataset.
+    for (round, limit) in [1, 2, 5, 10, 20, 50, 100].into_iter().enumerate() {
+        let target = lab.target(&round.to_string());
+        if limit == 100 {
+            lab.set_not_ready("ListingRunning", "wait");
+        }
+        let publish = tokio::time::timeout(Duration::from_millis(limit), lab.publish(&target));
+        let given_up = publish.await.is_err();
+        assert!(given_up || limit < 100, "it did not wait for the dataset");
+        lab.set_ready();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(status) = lab.publish(&target).await {
+            // The first call is still at work.
+            assert!(status.code() == Code::Aborted && Instant::now() < deadline, "{status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(lab.layers(&target).len(), 2, "given up after {limit} ms");
+        assert_eq!(lab.read(&target, "b").await.unwrap(), lab.content("b"));
+        lab.unpublish(&target).await.unwrap();
+        lab.expect_clean().await;
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hung_mounter_hangs_no_call() {
     let Some(lab) = Lab::start().await else { return };
     let target = lab.target("1");
