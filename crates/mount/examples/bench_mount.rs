@@ -10,7 +10,7 @@ use larder_core::{catalog::Catalog, key::ObjectKey};
 use larder_fuse::{
     device,
     journal::{InFlight, Journal},
-    session,
+    session::Session,
 };
 use larder_mount::{
     backend::{Backend, Fetched},
@@ -53,10 +53,10 @@ fn main() {
     device::mount(fuse.as_fd(), target.path(), "bench").unwrap();
     let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
     let reads = Metrics::default().reads("uid", "bench");
-    let journal = Some(Journal::load(Opening::journal().unwrap(), in_flight).unwrap());
-    let opening = Opening { journal, ..Opening::default() };
+    let journal = Journal::load(Opening::journal().unwrap(), in_flight).unwrap();
+    let opening = Opening { journal: Some(Arc::clone(&journal)), ..Opening::default() };
     let filesystem = DatasetFs::new("bench", catalog, look, NoBytes, reads, opening, runtime.handle().clone());
-    let _ended = session::serve(filesystem, fuse, "bench", 4).unwrap();
+    let _started = Session::begin(filesystem, fuse, 4).unwrap().start("bench", Some(&journal)).unwrap();
     let first = fs::read_dir(target.path()).unwrap().count();
     let ready = started.elapsed();
     let walked = Instant::now();
