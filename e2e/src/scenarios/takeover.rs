@@ -15,11 +15,12 @@ use crate::dataset::Manifest;
 use crate::images;
 use crate::lab::Lab;
 use crate::process::end_of;
+use crate::product;
 use crate::report::say;
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// Kills of the process that serves, one after the other.
+/// Kills of the process that serves, one after the other, with either means for what was in flight.
 const KILLS: usize = 20;
 
 /// Reads all files again and again, and some that it has open; says after each pass how long it took from one file to the next at
@@ -82,16 +83,13 @@ pub(super) fn readers_notice_no_death_of_any_daemon_of_their_node(lab: &Lab) -> 
     let readers = running;
     reads_go_on(&readers, &made(&readers)?)?;
 
-    let (mut stalls, before) = (Vec::new(), serving(lab, node)?.pid);
-    for _ in 0..KILLS {
-        let (process, since) = (serving(lab, node)?, made(&readers)?);
-        PageCache::hold(lab.cluster.tools())?.clear()?;
-        process.signal(Signal::SIGKILL)?;
-        stalls.push(reads_go_on(&readers, &since)?.as_millis());
-    }
-    ensure!(serving(lab, node)?.pid != before, "it is still the process that was killed");
-    stalls.sort_unstable();
+    let stalls = kill_again_and_again(lab, node, &readers)?;
     say(format!("  the process that serves killed {KILLS} times: readers waited {stalls:?} ms"));
+    // As on kernels before 6.9; the mounts that there are go on with it.
+    set_in_flight(lab, node, "journal")?;
+    let stalls = kill_again_and_again(lab, node, &readers)?;
+    say(format!("  the same {KILLS} times with a journal: readers waited {stalls:?} ms"));
+    set_in_flight(lab, node, "auto")?;
 
     let (process, since) = (serving(lab, node)?, made(&readers)?);
     process.signal(Signal::SIGSTOP)?;
@@ -122,6 +120,34 @@ pub(super) fn readers_notice_no_death_of_any_daemon_of_their_node(lab: &Lab) -> 
         lab.cluster.delete_and_wait("pods", Some(named.namespace), pod, WAIT)?;
     }
     readers[..mounts.len()].iter().try_for_each(|reader| reader.named.remove(WAIT))
+}
+
+/// How long readers waited at each kill of the process that serves, in milliseconds.
+fn kill_again_and_again(lab: &Lab, node: &Node, readers: &[Reader<'_>]) -> Result<Vec<u128>> {
+    let (mut stalls, before) = (Vec::new(), serving(lab, node)?.pid);
+    for _ in 0..KILLS {
+        let (process, since) = (serving(lab, node)?, made(readers)?);
+        PageCache::hold(lab.cluster.tools())?.clear()?;
+        process.signal(Signal::SIGKILL)?;
+        stalls.push(reads_go_on(readers, &since)?.as_millis());
+    }
+    ensure!(serving(lab, node)?.pid != before, "it is still the process that was killed");
+    stalls.sort_unstable();
+    Ok(stalls)
+}
+
+/// Sets `mounter.inFlight` of the chart, and waits for the mounter that has it.
+fn set_in_flight(lab: &Lab, node: &Node, means: &str) -> Result<()> {
+    let chart = product::chart();
+    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+    let value = format!("mounter.inFlight={means}");
+    lab.cluster.helm(&["upgrade", "larder", chart, "--namespace", SYSTEM, "--reuse-values", "--set", &value])?;
+    lab.cluster.wait_until(&format!("a mounter with {value} serves"), WAIT, || {
+        let command = serving(lab, node)?.command;
+        ensure!(command.contains(&format!("--in-flight={means}")), "{command}");
+        Ok(())
+    })?;
+    lab.cluster.wait_rolled_out("daemonsets", SYSTEM, "larder-mounter", WAIT)
 }
 
 /// Kills everything that holds the connections of a node's mounts, and waits until all of it is back: the mounts are dead then.

@@ -479,6 +479,7 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
         trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 2,
+        in_flight: larder_fuse::journal::InFlight::Auto,
         open_files: 16,
         serve: true,
         drain_seconds: 0,
