@@ -284,18 +284,18 @@ mod tests {
             single.iter().flat_map(|one| [(*one, *one), (*one, Mode::MultiNodeReaderOnly), (Mode::MultiNodeReaderOnly, *one)])
         {
             let (here, there) = (Path::new("/t/1"), Path::new("/t/2"));
-            state.add_target(&first, here, VOLUME, &mk_terms(is)).unwrap();
-            let refused = state.add_target(&second, there, VOLUME, &mk_terms(wanted)).unwrap_err();
+            state.add_target(&first, here, VOLUME, &mk_terms(is), None).unwrap();
+            let refused = state.add_target(&second, there, VOLUME, &mk_terms(wanted), None).unwrap_err();
             assert!(matches!(refused, TargetError::Elsewhere { target, .. } if target == here), "{is:?}, {wanted:?}");
             assert!(state.by_target(there).is_none());
-            state.add_target(&second, there, "other", &mk_terms(wanted)).unwrap();
-            state.add_target(&first, here, VOLUME, &mk_terms(is)).unwrap();
+            state.add_target(&second, there, "other", &mk_terms(wanted), None).unwrap();
+            state.add_target(&first, here, VOLUME, &mk_terms(is), None).unwrap();
             state.remove_target(second.identity(), there).unwrap();
             state.remove_target(first.identity(), here).unwrap();
         }
         for mode in [Mode::SingleNodeMultiWriter, Mode::MultiNodeSingleWriter, Mode::MultiNodeMultiWriter] {
             for target in ["/t/1", "/t/2"] {
-                state.add_target(&first, Path::new(target), VOLUME, &mk_terms(mode)).unwrap();
+                state.add_target(&first, Path::new(target), VOLUME, &mk_terms(mode), None).unwrap();
             }
         }
     }
