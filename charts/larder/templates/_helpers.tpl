@@ -35,7 +35,7 @@ imagePullSecrets:
 {{- range $all }}{{ if and (not .key) (eq (.operator | default "") "Exists") }}{{ $tolerated = true }}{{ end }}{{ end }}
 {{- if not $tolerated }}{{ $all = append $all (dict "key" "larder.dev/not-ready" "operator" "Exists") }}{{ end }}
 {{- end }}
-{{- with $all }}
+{{- with $all -}}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
