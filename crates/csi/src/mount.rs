@@ -51,8 +51,17 @@ pub(crate) enum MountError {
 
 /// The topmost mount at a path.
 pub(crate) fn top(path: &Path) -> Result<Option<Mount>, MountError> {
-    let table = mountinfo::read().map_err(MountError::Table)?;
-    Ok(mountinfo::at(&table, path).pop().cloned())
+    Ok(top_in(&table()?, path).cloned())
+}
+
+/// All mounts of this process's namespace.
+pub(crate) fn table() -> Result<Vec<Mount>, MountError> {
+    mountinfo::read().map_err(MountError::Table)
+}
+
+/// As [`top`], for those who ask about many paths.
+pub(crate) fn top_in<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    mountinfo::at(table, path).pop()
 }
 
 /// Is it the superblock of this identity, or a bind mount of it?
@@ -115,8 +124,8 @@ fn make_target(layout: &Layout, target: &Path) -> Result<(), MountError> {
 
 /// Why nothing can be mounted at a target, where nothing is yet.
 pub(crate) fn obstacle(layout: &Layout, target: &Path) -> Result<Option<&'static str>, MountError> {
-    let table = mountinfo::read().map_err(MountError::Table)?;
-    if !mountinfo::at(&table, target).is_empty() {
+    let table = table()?;
+    if top_in(&table, target).is_some() {
         return Ok(None);
     }
     // What may hang is not looked into.

@@ -149,8 +149,8 @@ impl State {
         published.map(|(target, _)| target.clone())
     }
 
-    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume to a pod. What is known of the identity already stays
-    /// as it is: the superblock was made with it. Refused if the volume is elsewhere and may be in one place only.
+    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume to a pod. What is known of the identity
+    /// already stays as it is: the superblock was made with it. Refused if the volume is elsewhere and may be in one place only.
     pub(crate) fn add_target(
         &self,
         record: &Record,
@@ -307,7 +307,7 @@ mod tests {
         State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let path = dir.path().join(format!("{}.json", record.identity()));
         let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        for later in ["volumes", "terms"] {
+        for later in ["volumes", "terms", "pods"] {
             json.as_object_mut().unwrap().remove(later).unwrap();
         }
         fs::write(&path, json.to_string()).unwrap();

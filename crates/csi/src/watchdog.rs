@@ -9,6 +9,7 @@ use crate::{
     mounter::MounterError,
     node::Plugin,
     probe::{Probe, Prober},
+    state::Record,
 };
 use larder_fuse::{control, fdpass::FdPassError};
 use std::{
@@ -159,19 +160,24 @@ fn is_waiting(minor: u32) -> bool {
 impl Plugin {
     /// All superblocks there should be, as they are now.
     fn superblocks(&self) -> Result<BTreeSet<Connection>, mount::MountError> {
-        let mut found = BTreeSet::new();
-        for record in self.state.all() {
-            if let Some(top) = mount::top(&self.layout.superblock(record.identity()))? {
-                found.insert((record.identity().to_owned(), top.device.1));
-            }
+        let records = self.state.all();
+        if records.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        Ok(found)
+        // Once for all of them: on a node with many pods the table is long.
+        let table = mount::table()?;
+        let of = |record: &Record| {
+            let top = mount::top_in(&table, &self.layout.superblock(record.identity()))?;
+            Some((record.identity().to_owned(), top.device.1))
+        };
+        Ok(records.iter().filter_map(of).collect())
     }
 
     /// In the background: the next mount is not to wait for the API server.
     fn tell_ended(&self, (identity, minor): &Connection, why: &str) {
         let Some(record) = self.state.all().into_iter().find(|record| record.identity() == identity) else { return };
-        let shows = |target: &&PathBuf| mount::top(target).is_ok_and(|top| top.is_some_and(|top| top.device.1 == *minor));
+        let table = mount::table().unwrap_or_default();
+        let shows = |target: &&PathBuf| mount::top_in(&table, target).is_some_and(|top| top.device.1 == *minor);
         let pods: Vec<_> = record.targets.iter().filter(shows).filter_map(|target| record.pod_at(target).cloned()).collect();
         let (events, why) = (self.events.clone(), why.to_owned());
         tokio::spawn(async move { events.mount_ended(&record, &pods, &why).await });
