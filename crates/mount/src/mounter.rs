@@ -158,8 +158,8 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         files: Arc::new(OpenFiles::new(open_files)),
     };
     let catalogs = Catalogs::open(&args.catalog_dir, &args.run_dir, node.clone())?;
-    let how = (usize::from(args.fuse_threads), args.in_flight);
-    let mounts = Arc::new(Mounts::new(node, catalogs, metrics, &args.run_dir, how, keeping.clone()));
+    let options = mounts::Options { threads: args.fuse_threads.into(), in_flight: args.in_flight };
+    let mounts = Arc::new(Mounts::new(node, catalogs, metrics, &args.run_dir, options, keeping.clone()));
 
     // The admin server outlives `shutdown`: metrics of a mounter that is draining are of interest.
     let (health, stopped) = (Health::default(), CancellationToken::new());

@@ -69,13 +69,20 @@ impl MountError {
     }
 }
 
+/// How connections are served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// For each.
+    pub(super) threads: usize,
+    pub(super) in_flight: InFlight,
+}
+
 pub(super) struct Mounts {
     node: Node,
     catalogs: Catalogs,
     metrics: Metrics,
     run_dir: PathBuf,
-    fuse_threads: usize,
-    in_flight: InFlight,
+    options: Options,
     keeping: Keeping,
     table: Mutex<Table>,
     /// Number of sessions, for those who wait until there are none.
@@ -122,14 +129,14 @@ impl Mounts {
         catalogs: Catalogs,
         metrics: Metrics,
         run_dir: &Path,
-        (fuse_threads, in_flight): (usize, InFlight),
+        options: Options,
         keeping: Keeping,
     ) -> Self {
         let sessions = watch::Sender::new(0);
         let run_dir = run_dir.to_owned();
         let (table, broken) = (Mutex::default(), CancellationToken::new());
         let unfit = AtomicBool::new(false);
-        Self { node, catalogs, metrics, run_dir, fuse_threads, in_flight, keeping, table, sessions, broken, unfit }
+        Self { node, catalogs, metrics, run_dir, options, keeping, table, sessions, broken, unfit }
     }
 
     /// Shows the token to workers from now on.
@@ -215,7 +222,7 @@ impl Mounts {
         let Connection { name, mut mount, look, catalog, fuse, table, journal: file, exchange } = connection;
         let failed = |source| MountError::Duplicate { identity: mount.identity.clone(), source };
         let (for_plugin, for_keeper) = (fuse.try_clone().map_err(failed)?, fuse.try_clone().map_err(failed)?);
-        let journal = file.try_clone().and_then(|file| Journal::load(file, self.in_flight)).map_err(failed)?;
+        let journal = file.try_clone().and_then(|file| Journal::load(file, self.options.in_flight)).map_err(failed)?;
         let backings = Plugin::new(names::backing_socket(&self.run_dir), for_plugin);
         let series = (mount.dataset_uid.clone(), mount.identity.clone());
         let (session, reads) = {
@@ -234,7 +241,7 @@ impl Mounts {
         let filesystem =
             DatasetFs::new(&mount.identity, Arc::clone(&catalog), look, backend, reads, opening, Handle::current());
         let resumed = exchange.is_some();
-        let threads = self.fuse_threads;
+        let threads = self.options.threads;
         let started = async {
             let began = handshake(&mount, move || match exchange {
                 Some(exchange) => session::Session::resume(filesystem, fuse, &exchange, threads),
