@@ -5,10 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::larder::{BUCKET, Named, SYSTEM, install, upload};
+use super::larder::{BUCKET, Named, SYSTEM, install, set_value, upload};
 use crate::cluster::{Node, condition};
 use crate::lab::Lab;
-use crate::product;
 use crate::report::step;
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -67,8 +66,6 @@ fn is_tainted(lab: &Lab, node: &Node) -> Result<bool> {
 }
 
 fn switch(lab: &Lab, on: bool) -> Result<()> {
-    let (chart, value) = (product::chart(), format!("startupTaint.enabled={on}"));
-    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
-    lab.cluster.helm(&["upgrade", "larder", chart, "--namespace", SYSTEM, "--reuse-values", "--set", &value])?;
+    set_value(lab, &format!("startupTaint.enabled={on}"))?;
     lab.cluster.wait_rolled_out("deployments", SYSTEM, "larder-operator", WAIT)
 }

@@ -8,14 +8,13 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::larder::{BUCKET, Named, SYSTEM, install, upload};
+use super::larder::{BUCKET, Named, SYSTEM, install, set_value, upload};
 use super::training::PageCache;
 use crate::cluster::{Node, Process};
 use crate::dataset::Manifest;
 use crate::images;
 use crate::lab::Lab;
 use crate::process::end_of;
-use crate::product;
 use crate::report::say;
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -138,10 +137,8 @@ fn kill_again_and_again(lab: &Lab, node: &Node, readers: &[Reader<'_>]) -> Resul
 
 /// Sets `mounter.inFlight` of the chart, and waits for the mounter that has it.
 fn set_in_flight(lab: &Lab, node: &Node, means: &str) -> Result<()> {
-    let chart = product::chart();
-    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
     let value = format!("mounter.inFlight={means}");
-    lab.cluster.helm(&["upgrade", "larder", chart, "--namespace", SYSTEM, "--reuse-values", "--set", &value])?;
+    set_value(lab, &value)?;
     lab.cluster.wait_until(&format!("a mounter with {value} serves"), WAIT, || {
         let command = serving(lab, node)?.command;
         ensure!(command.contains(&format!("--in-flight={means}")), "{command}");
@@ -242,7 +239,7 @@ pub(super) fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<V
         let pod = pod.with_context(|| format!("the node has no {component}"))?;
         let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
         processes.push(lab.cluster.main_process(SYSTEM, name, container)?.1);
-        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container).1));
+        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container)));
     }
     // All found before the first is killed, so that they die within a millisecond.
     processes.iter().try_for_each(|process| process.signal(Signal::SIGKILL))?;
@@ -252,17 +249,24 @@ pub(super) fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<V
 pub(super) fn wait_back(lab: &Lab, killed: &[Killed]) -> Result<()> {
     for (pod, container, before) in killed {
         lab.cluster.wait_until(&format!("{container} of {pod} is back"), WAIT, || {
-            let (ready, now) = restarts(&lab.cluster.get("pods", Some(SYSTEM), pod)?, container);
-            ensure!(ready && now > *before, "not yet");
+            let now = lab.cluster.get("pods", Some(SYSTEM), pod)?;
+            ensure!(is_ready(&now, container) && restarts(&now, container) > *before, "not yet");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// Is the container ready, and how often was it started again?
-pub(super) fn restarts(pod: &Value, container: &str) -> (bool, u64) {
-    let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let status = statuses.iter().find(|status| status["name"] == container);
-    status.map_or((false, 0), |status| (status["ready"] == true, status["restartCount"].as_u64().unwrap_or_default()))
+/// Is the container of a pod ready?
+pub(super) fn is_ready(pod: &Value, container: &str) -> bool {
+    status_of(pod, container).is_some_and(|status| status["ready"] == true)
+}
+
+/// How often was it started again?
+fn restarts(pod: &Value, container: &str) -> u64 {
+    status_of(pod, container).and_then(|status| status["restartCount"].as_u64()).unwrap_or_default()
+}
+
+fn status_of<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
+    pod["status"]["containerStatuses"].as_array()?.iter().find(|status| status["name"] == container)
 }

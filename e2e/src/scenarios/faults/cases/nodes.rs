@@ -10,9 +10,8 @@ use super::workers::{cached, wait_ready};
 use super::{After, Faults, WAIT, each};
 use crate::cluster::phase;
 use crate::images::TRAINING;
-use crate::product;
 use crate::report::say;
-use crate::scenarios::larder::{HOLD, SYSTEM};
+use crate::scenarios::larder::{HOLD, SYSTEM, set_value};
 use crate::scenarios::takeover::kill_all_holders;
 use crate::scenarios::training::PageCache;
 
@@ -54,7 +53,7 @@ pub(super) fn drain<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usi
 }
 
 /// Reads a file without end; no page of it is there before. Says which error ended it.
-const READ_ON: &str = r#"
+pub(super) const READ_ON: &str = r#"
 import os, sys
 try:
     while True:
@@ -137,27 +136,28 @@ pub(super) fn all_holders<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Resu
 /// No mounter of a node lives for long: whoever reads gets an error when it is time, and not before; the kubelet goes on.
 pub(super) fn mounter_crash_loop<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     let other = faults.other;
-    set(faults, &format!("node.abortSeconds={SOON}"), "daemonset/larder-node")?;
     let mut kills = 0;
-    each(faults, after, 1, |_| {
-        let victim = Victim::start(faults)?;
-        let began = Instant::now();
-        let limit = Duration::from_secs(SOON);
-        while victim.reads()? {
-            for process in other.processes().iter().filter(|process| process.command.contains("larder mounter")) {
-                // It may have died with its supervisor.
-                kills += usize::from(process.signal(Signal::SIGKILL).is_ok());
+    let soon = format!("node.abortSeconds={SOON}");
+    with_value(faults, [&soon, "node.abortSeconds=120"], "daemonset/larder-node", || {
+        each(faults, after, 1, |_| {
+            let victim = Victim::start(faults)?;
+            let began = Instant::now();
+            let limit = Duration::from_secs(SOON);
+            while victim.reads()? {
+                for process in other.processes().iter().filter(|process| process.command.contains("larder mounter")) {
+                    // It may have died with its supervisor.
+                    kills += usize::from(process.signal(Signal::SIGKILL).is_ok());
+                }
+                let took = began.elapsed();
+                ensure!(took < limit * 3, "readers still wait after {took:?}");
+                std::thread::sleep(Duration::from_millis(20));
             }
             let took = began.elapsed();
-            ensure!(took < limit * 3, "readers still wait after {took:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let took = began.elapsed();
-        ensure!(took >= limit, "the mount was ended after {took:?}, which is too soon");
-        say(format!("  mounter-crash-loop: the mount was ended after {:.1} s", took.as_secs_f64()));
-        victim.ended()
+            ensure!(took >= limit, "the mount was ended after {took:?}, which is too soon");
+            say(format!("  mounter-crash-loop: the mount was ended after {:.1} s", took.as_secs_f64()));
+            victim.ended()
+        })
     })?;
-    set(faults, "node.abortSeconds=120", "daemonset/larder-node")?;
     Ok(kills)
 }
 
@@ -165,31 +165,41 @@ pub(super) fn mounter_crash_loop<'f>(faults: &Faults<'f>, after: After<'_, 'f>) 
 pub(super) fn gone_for_good<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     let Faults { lab, node, other, remote, .. } = faults;
     let named = &remote.named;
-    set(faults, &format!("operator.memberGraceSeconds={SOON}"), "deployment/larder-operator")?;
-    let off = Instant::now();
-    each(faults, after, 1, |_| other.power_off())?;
-    let repaired = each(faults, after, 1, |_| {
-        lab.cluster.wait_until("the others have everything", WAIT, || {
-            let there = cached(named, node)?.len();
-            ensure!(there == remote.manifest.len(), "{there} of {} files are on {}", remote.manifest.len(), node.name());
-            Ok(())
-        })
-    });
-    say(format!("  node-gone: its share is on the disk of another one after {:.1} s", off.elapsed().as_secs_f64()));
-    other.power_on()?;
-    repaired?;
-    for readers in faults.all() {
-        wait_ready(&readers.named, other)?;
-        readers.named.wait("Preloaded", WAIT)?;
-    }
-    set(faults, "operator.memberGraceSeconds=600", "deployment/larder-operator")?;
-    Ok(1)
+    let soon = format!("operator.memberGraceSeconds={SOON}");
+    with_value(faults, [&soon, "operator.memberGraceSeconds=600"], "deployment/larder-operator", || {
+        let off = Instant::now();
+        each(faults, after, 1, |_| other.power_off())?;
+        let repaired = each(faults, after, 1, |_| {
+            lab.cluster.wait_until("the others have everything", WAIT, || {
+                let there = cached(named, node)?.len();
+                ensure!(there == remote.manifest.len(), "{there} of {} files are on {}", remote.manifest.len(), node.name());
+                Ok(())
+            })
+        });
+        say(format!("  node-gone: its share is on the disk of another one after {:.1} s", off.elapsed().as_secs_f64()));
+        other.power_on()?;
+        repaired?;
+        for readers in faults.all() {
+            wait_ready(&readers.named, other)?;
+            readers.named.wait("Preloaded", WAIT)?;
+        }
+        Ok(1)
+    })
 }
 
-/// Sets a value of the chart and waits until what it is for has it.
-pub(super) fn set(faults: &Faults<'_>, value: &str, whose: &str) -> Result<()> {
-    let (cluster, chart) = (&faults.lab.cluster, product::chart());
-    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
-    cluster.helm(&["upgrade", "larder", chart, "--namespace", SYSTEM, "--reuse-values", "--set", value])?;
-    cluster.kubectl(&["rollout", "status", "-n", SYSTEM, whose, "--timeout=300s"]).map(drop)
+/// Does something while a value of the chart is the first one, and sets the second one afterwards, whatever came of it: other cases
+/// follow. Waits each time until what it is for has it.
+pub(super) fn with_value<T>(
+    faults: &Faults<'_>,
+    [value, usual]: [&str; 2],
+    whose: &str,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let set = |value| {
+        set_value(faults.lab, value)?;
+        faults.lab.cluster.kubectl(&["rollout", "status", "-n", SYSTEM, whose, "--timeout=300s"])
+    };
+    let acted = set(value).and_then(|_| act());
+    set(usual)?;
+    acted
 }

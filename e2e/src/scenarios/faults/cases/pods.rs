@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::nodes::set;
+use super::nodes::{READ_ON, with_value};
 use super::{After, Faults, WAIT, each};
 use crate::cluster::condition;
 use crate::dataset::Manifest;
@@ -58,15 +58,6 @@ pub(super) fn app_and_mounter<'f>(faults: &Faults<'f>, after: After<'_, 'f>, par
     cluster.delete_and_wait("pods", Some(named.namespace), "app", WAIT)?;
     Ok(times)
 }
-
-/// Reads a file without end; no page of it is there before.
-const READ_ON: &str = r#"
-import os
-while True:
-    with open("/data/shards/shard-00000.rec", "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.readall()
-"#;
 
 /// A pod is deleted by force while it reads from a mounter that hangs: what it leaves is a task that nobody can kill.
 pub(super) fn blocked_reader_deleted<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
@@ -136,27 +127,33 @@ pub(super) fn publish_cancelled<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -
 /// The daemons say all they can, and neither a key of the origin nor a token.
 pub(super) fn logs_at_trace<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     let cluster = &faults.lab.cluster;
-    set(faults, "logLevel=trace", "daemonset/larder-node")?;
-    for daemon in ["daemonset/larder-mounter", "deployment/larder-operator"] {
-        cluster.kubectl(&["rollout", "status", "-n", SYSTEM, daemon, "--timeout=300s"])?;
-    }
-    each(faults, after, 1, |_| {
-        let pods = Pods::apply(faults, "traced", 1)?;
-        pods.read()?;
-        pods.remove()
-    })?;
-    // What every JSON web token begins with.
-    let (secrets, mut traced) = (format!("{SECRET_KEY}|eyJhbGciOi"), 0);
-    for node in cluster.nodes() {
-        let logs = node.var_lib("log-pods");
-        let found = Command::new("grep").args(["--recursive", "--files-with-matches", "-E", &secrets]).arg(&logs).run_any()?.1;
-        ensure!(found.is_empty(), "a secret is in {found}");
-        traced +=
-            Command::new("grep").args(["--recursive", "--files-with-matches", "TRACE"]).arg(&logs).run_any()?.1.lines().count();
-    }
-    ensure!(traced > 0, "no log has a line of that level");
-    set(faults, "logLevel=info", "daemonset/larder-node")?;
-    Ok(traced)
+    with_value(faults, ["logLevel=trace", "logLevel=info"], "daemonset/larder-node", || {
+        for daemon in ["daemonset/larder-mounter", "deployment/larder-operator"] {
+            cluster.kubectl(&["rollout", "status", "-n", SYSTEM, daemon, "--timeout=300s"])?;
+        }
+        each(faults, after, 1, |_| {
+            let pods = Pods::apply(faults, "traced", 1)?;
+            pods.read()?;
+            pods.remove()
+        })?;
+        // What every JSON web token begins with.
+        let (secrets, mut traced) = (format!("{SECRET_KEY}|eyJhbGciOi"), 0);
+        for node in cluster.nodes() {
+            let logs = node.var_lib("log-pods");
+            let found =
+                Command::new("grep").args(["--recursive", "--files-with-matches", "-E", &secrets]).arg(&logs).run_any()?.1;
+            ensure!(found.is_empty(), "a secret is in {found}");
+            traced += Command::new("grep")
+                .args(["--recursive", "--files-with-matches", "TRACE"])
+                .arg(&logs)
+                .run_any()?
+                .1
+                .lines()
+                .count();
+        }
+        ensure!(traced > 0, "no log has a line of that level");
+        Ok(traced)
+    })
 }
 
 /// Pods that hold the dataset.

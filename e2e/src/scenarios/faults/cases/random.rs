@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::{After, Faults, each};
+use crate::dataset::mix;
 use crate::report::say;
 use crate::scenarios::larder::SYSTEM;
-use crate::scenarios::takeover::{HOLDERS, kill, restarts, serving};
+use crate::scenarios::takeover::{HOLDERS, is_ready, kill, serving};
 
 /// A container that was killed may be taken for a whole one for so long: the kubelet looks now and then.
 const UNNOTICED: Duration = Duration::from_secs(5);
@@ -78,13 +79,10 @@ struct Random<'r, 'f> {
 }
 
 impl Random<'_, '_> {
-    /// A number below `limit` (splitmix64).
+    /// A number below `limit`.
     fn below(&mut self, limit: usize) -> usize {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ z >> 31) % limit as u64).unwrap_or_default()
+        self.state += 1;
+        usize::try_from(mix(self.state) % limit as u64).unwrap_or_default()
     }
 
     /// False: not now.
@@ -106,7 +104,7 @@ impl Random<'_, '_> {
                 let pods = lab.cluster.pods(SYSTEM, "app.kubernetes.io/component=worker")?;
                 let mine: Vec<_> = pods
                     .iter()
-                    .filter(|pod| pod["spec"]["nodeName"] == node.name() && restarts(pod, "worker").0)
+                    .filter(|pod| pod["spec"]["nodeName"] == node.name() && is_ready(pod, "worker"))
                     .filter_map(|pod| pod["metadata"]["name"].as_str())
                     .collect();
                 ensure!(!pods.is_empty(), "there are no workers");
@@ -136,7 +134,7 @@ impl Random<'_, '_> {
             }
             let pods = self.faults.lab.cluster.pods(SYSTEM, &format!("app.kubernetes.io/component={component}"))?;
             let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == self.faults.node.name());
-            away[at] = !pod.is_some_and(|pod| restarts(pod, container).0);
+            away[at] = !pod.is_some_and(|pod| is_ready(pod, container));
         }
         Ok(away)
     }

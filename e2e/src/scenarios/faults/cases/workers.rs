@@ -12,7 +12,7 @@ use super::{After, Faults, WAIT, each};
 use crate::cluster::{Node, Process};
 use crate::report::say;
 use crate::scenarios::larder::{Named, SYSTEM};
-use crate::scenarios::takeover::restarts;
+use crate::scenarios::takeover::is_ready;
 
 /// How long a worker that is slow takes for an answer, and a node is alone.
 const TEN: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ fn worker(named: &Named<'_>, node: &Node) -> Result<Process> {
 pub(super) fn wait_ready(named: &Named<'_>, node: &Node) -> Result<()> {
     named.lab.cluster.wait_until("the worker is back", WAIT, || {
         worker(named, node)?;
-        ensure!(restarts(&pod(named, node)?, "worker").0, "it is not ready");
+        ensure!(is_ready(&pod(named, node)?, "worker"), "it is not ready");
         Ok(())
     })
 }
