@@ -1,7 +1,7 @@
 # Everything is done by cargo and two programs of ours (crates/xtask, e2e); this file only names the ways in.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check fmt lint unit generated test bench faults demo demo-down cluster shell images crds manifests metrics tools clean
+.PHONY: help check fmt lint unit generated test fuzz bench faults demo demo-down cluster shell images crds manifests metrics tools clean
 
 export GOTOOLCHAIN := local
 # Build artefacts and tools live outside of the clone only where they are expensive to make again.
@@ -33,13 +33,16 @@ unit:
 test: ## all tests, as CI runs them; ONLY=name runs the cluster tests of that name only
 	@e2e/ci
 
+fuzz: ## look for input that breaks something; SECONDS=600 for each target, ONLY=target
+	crates/fuzz/run $(or $(ONLY),all) $(or $(SECONDS),600)
+
 bench: $(LAB) ## Larder beside the local disk and plain programs; results in target/bench; QUICK=1 in under five minutes, ONLY=rows
 	$(CARGO) build --release -p larder-cli --locked
 # By itself: together they would put the test servers of larder-origin into what is measured.
 	$(CARGO) build --release -p larder-bench --locked
 	target/release/larder-bench
 
-faults: $(LAB) ## kill, stop and replace every daemon of a node under 80 readers; results in target/faults; QUICK=1 fewer, ONLY=cases
+faults: $(LAB) ## break daemons, pods, disks and nodes under 90 readers; results in target/faults; QUICK=1 fewer, ONLY=cases
 	target/release/larder-e2e faults
 
 demo: ## the main job on a throwaway cluster; KEEP=1 leaves it up

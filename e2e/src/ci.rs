@@ -116,6 +116,9 @@ type Check = (&'static str, &'static str, &'static [&'static str]);
 
 const CARGO: &str = "cargo";
 const XTASK: &str = "target/release/larder-xtask";
+const FUZZ: &str = "crates/fuzz/run";
+/// For each target; the first one builds for all of them. `make fuzz` takes its time.
+const FUZZ_SECONDS: &str = "8";
 
 /// Before anything is compiled for real.
 const SOURCES: [Check; 2] = [
@@ -124,12 +127,18 @@ const SOURCES: [Check; 2] = [
 ];
 
 /// With everything compiled.
-const BUILT: [Check; 5] = [
+const BUILT: [Check; 11] = [
     ("dependencies", XTASK, &["deny"]),
     ("crds_are_fresh", XTASK, &["crds", "--check"]),
     ("manifests_are_fresh", XTASK, &["manifests", "--check"]),
     ("metrics_are_documented", XTASK, &["metrics", "--check"]),
     (UNIT, CARGO, &["test", "--release", "--workspace", "--all-targets", "--locked", "--no-fail-fast", "--", "--show-output"]),
+    ("fuzz_catalog", FUZZ, &["catalog", FUZZ_SECONDS]),
+    ("fuzz_disk", FUZZ, &["disk", FUZZ_SECONDS]),
+    ("fuzz_keeper", FUZZ, &["keeper", FUZZ_SECONDS]),
+    ("fuzz_messages", FUZZ, &["messages", FUZZ_SECONDS]),
+    ("fuzz_peer", FUZZ, &["peer", FUZZ_SECONDS]),
+    ("fuzz_volumes", FUZZ, &["volumes", FUZZ_SECONDS]),
 ];
 
 /// What a unit test prints that found itself on the wrong machine.

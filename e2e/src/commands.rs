@@ -41,15 +41,15 @@ pub enum Command {
         #[arg(long)]
         no_build: bool,
     },
-    /// Break every daemon of a node under readers; results in target/faults
+    /// Break daemons, pods, disks and nodes under readers; results in target/faults
     Faults {
         /// Use the image that `target/images` has
         #[arg(long)]
         no_build: bool,
-        /// Part of the names of the cases to run
+        /// Parts of the names of the cases to run, separated by commas
         #[arg(long, env = "ONLY", default_value = "")]
         only: String,
-        /// Few faults of each kind, in under ten minutes
+        /// Few faults of each kind, in about fifteen minutes
         #[arg(long, env = "QUICK", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
         quick: bool,
     },
@@ -340,7 +340,9 @@ fn faults(no_build: bool, only: &str, quick: bool) -> Result<i32> {
         }
     }
     in_capsule(&own_arguments(), |run, tools| {
-        let lab = Lab::up(run, tools, &ClusterSpec::from_environment()?)?;
+        let mut spec = ClusterSpec::from_environment()?;
+        spec.quick_restarts = true;
+        let lab = Lab::up(run, tools, &spec)?;
         let hold = scenarios::faults(&lab, only, quick)?;
         lab.down().map(|()| i32::from(!hold))
     })

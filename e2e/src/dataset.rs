@@ -3,6 +3,8 @@
 mod content;
 mod picture;
 
+pub(crate) use content::mix;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -74,7 +76,7 @@ impl Dataset {
         let shards = self.shards.iter().enumerate().map(|(i, size)| (format!("shards/shard-{i:05}.rec"), *size));
         let small = (0..self.small).map(|i| {
             let quarter = self.small_bytes / 4;
-            let size = quarter + content::mix(self.seed ^ i as u64) % (self.small_bytes - quarter + 1);
+            let size = quarter + mix(self.seed ^ i as u64) % (self.small_bytes - quarter + 1);
             (format!("samples/class-{:02}/{i:06}.pgm", i as u64 % picture::CLASSES), size)
         });
         let odd = ODD_NAMES.iter().filter(|_| self.odd_names).enumerate().map(|(i, path)| {

@@ -23,6 +23,7 @@ mod samples;
 mod sanity;
 mod script;
 mod shroud;
+mod startup_taint;
 mod strangers;
 mod takeover;
 mod training;
@@ -85,6 +86,11 @@ pub const ALL: &[Test] = &[
     Test::new("csi_sanity_passes_with_one_socket_and_with_two", sanity::csi_sanity_passes_with_one_socket_and_with_two)
         .within(LONG),
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
+    Test::new(
+        "a_pod_waits_for_a_tainted_node_until_datasets_can_be_mounted_there",
+        startup_taint::a_pod_waits_for_a_tainted_node_until_datasets_can_be_mounted_there,
+    )
+    .within(LONG),
     Test::new("a_dead_mount_is_an_error_and_never_an_empty_folder", shroud::a_dead_mount_is_an_error_and_never_an_empty_folder)
         .within(LONG),
     Test::new(

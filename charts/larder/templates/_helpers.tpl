@@ -27,6 +27,19 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Tolerations of a daemon that must come before the startup taint goes; (list $ .Values.node.tolerations). */}}
+{{- define "larder.tolerations" -}}
+{{- $all := index . 1 | default list }}
+{{- if (index . 0).Values.startupTaint.enabled }}
+{{- $tolerated := false }}
+{{- range $all }}{{ if and (not .key) (eq (.operator | default "") "Exists") }}{{ $tolerated = true }}{{ end }}{{ end }}
+{{- if not $tolerated }}{{ $all = append $all (dict "key" "larder.dev/not-ready" "operator" "Exists") }}{{ end }}
+{{- end }}
+{{- with $all -}}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "larder.env" -}}
 - name: NODE_NAME
   valueFrom: { fieldRef: { fieldPath: spec.nodeName } }

@@ -15,6 +15,9 @@ pub const DATASET_NAME: &str = "larder.dev/dataset-name";
 /// Label and volume attribute: namespace of the CacheDataset.
 pub const DATASET_NAMESPACE: &str = "larder.dev/dataset-namespace";
 
+/// Taint on a Node on which no dataset can be mounted yet.
+pub const NOT_READY_TAINT: &str = "larder.dev/not-ready";
+
 /// Annotation on a CacheDataset: a number; a failed listing or preload is tried again at once when it changes.
 pub const RETRY: &str = "larder.dev/retry";
 

@@ -16,20 +16,26 @@ use crate::{daemon::Daemon, rows::Run};
 use anyhow::Context as _;
 use larder_core::{catalog::Catalog, names};
 use larder_fuse::{
-    device,
+    control, device,
     fdpass::Conn,
     protocol::mounter::{Mode, Mount, Reply, Request},
 };
 use larder_peer::{Client, Options, Roster};
 use larder_proto::control::v1::{self as pb, Phase, worker_client::WorkerClient};
 use larder_trust::{Connector, Identity, Lifetimes, worker_uri};
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::stat::minor,
+};
 use plane::Plane;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -67,6 +73,8 @@ struct Worker {
 /// A mounter with one mount.
 pub(crate) struct Mounter {
     pub daemon: Daemon,
+    /// A publish waits for it.
+    keeper: Daemon,
     at: PathBuf,
 }
 
@@ -143,7 +151,7 @@ impl Lab {
     /// Folders of a node's sockets, as the node plugin makes them.
     fn sockets(&self, node: &str) -> anyhow::Result<PathBuf> {
         let dir = Path::new(RUN).join(node);
-        for who in ["worker", "mounter", "node"] {
+        for who in ["worker", "mounter", "keeper", "node"] {
             fs::create_dir_all(dir.join(who)).with_context(|| format!("make {}", dir.display()))?;
         }
         Ok(dir)
@@ -285,18 +293,17 @@ impl Lab {
     pub fn mounter(&self, n: u8, has_worker: bool) -> anyhow::Result<Mounter> {
         let node = if has_worker { self.workers[usize::from(n)].node.clone() } else { "reader".to_owned() };
         let sockets = self.sockets(&node)?;
+        let admin = |port| SocketAddr::new(loopback(n), port).to_string();
+        let mut command = Command::new(&self.program);
+        command.arg("keeper").arg("--run-dir").arg(&sockets).args(["--admin-addr", &admin(names::KEEPER_ADMIN_PORT)]);
+        let keeper = Daemon::start(&mut command, &self.dir.join(format!("{node}-keeper.log")), "keeper is ready", PATIENCE)?;
         let mut command = Command::new(&self.program);
         command.arg("mounter").arg("--catalog-dir").arg(self.dir.join(format!("{node}-catalogs")));
-        command.args([
-            "--drain-seconds",
-            "1",
-            "--admin-addr",
-            &SocketAddr::new(loopback(n), names::MOUNTER_ADMIN_PORT).to_string(),
-        ]);
+        command.args(["--drain-seconds", "1", "--admin-addr", &admin(names::MOUNTER_ADMIN_PORT)]);
         self.common(&mut command, &node, &sockets, &Identity::Mounter { node: node.clone() })?;
         let log = self.dir.join(format!("{node}-mounter.log"));
         let daemon = Daemon::start(&mut command, &log, "mounter is ready", PATIENCE)?;
-        Ok(Mounter { daemon, at: self.dir.join("mnt").join(node) })
+        Ok(Mounter { daemon, keeper, at: self.dir.join("mnt").join(node) })
     }
 
     /// Mounts a snapshot as the node plugin does, and waits until it answers.
@@ -323,6 +330,8 @@ impl Lab {
         device::mount(fuse.as_fd(), &mounter.at, &mount.identity)?;
         self.ask(&socket, &Request::Serve(mount), Some(fuse.as_fd()))?;
         drop(fuse);
+        let minor = minor(fs::metadata(&mounter.at).with_context(|| format!("look at {}", mounter.at.display()))?.dev());
+        control::set_read_ahead(u32::try_from(minor)?, control::READ_AHEAD_KIB)?;
         let first = fs::read_dir(&mounter.at).and_then(|mut names| names.next().transpose());
         first.context("list the mount")?.context("the mount is empty")?;
         Ok(())
@@ -378,6 +387,7 @@ impl Mounter {
     /// Unmounts, and ends it.
     pub fn stop(mut self) -> anyhow::Result<()> {
         umount2(&self.at, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", self.at.display()))?;
-        self.daemon.stop()
+        self.daemon.stop()?;
+        self.keeper.stop()
     }
 }

@@ -6,7 +6,9 @@ mod journal;
 #[cfg(test)]
 pub(crate) use files::{STEPS, Whole};
 pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write};
-pub(crate) use journal::{Journal, append, load as load_journal};
+pub(crate) use journal::{
+    Journal, append, decode as read_journal, load as load_journal, with_checksums as journal_with_checksums,
+};
 
 use crate::{
     CHUNK, CacheError, ReadError,

@@ -132,7 +132,7 @@ pub(crate) struct Page<'a> {
 impl Page<'_> {
     /// Bytes that others wait for.
     pub fn reserved_by_others(&self) -> u64 {
-        self.living().filter(|(uid, _)| **uid != self.ledger.uid).map(|(_, l)| l.reserved).sum()
+        self.living().filter(|(uid, _)| **uid != self.ledger.uid).map(|(_, l)| l.reserved).fold(0, u64::saturating_add)
     }
 
     /// Changes what this dataset has reserved, and tells it with the next [`Self::store`].
@@ -227,7 +227,7 @@ impl Page<'_> {
             Tenant { used: line.used, quota: line.quota, gives: line.gives, idle }
         };
         let tenants: Vec<_> = self.living().map(tenant).collect();
-        let used = tenants.iter().map(|t| t.used).sum::<u64>();
+        let used = tenants.iter().map(|t| t.used).fold(0, u64::saturating_add);
         Some((tenants, of, used.saturating_add(disk.free).saturating_sub(disk.floor)))
     }
 }
@@ -353,6 +353,19 @@ mod tests {
         fs::write(&a.path, &whole).unwrap();
         give(&a, 9);
         assert_eq!(fs::read_to_string(&a.path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn numbers_that_no_disk_has_stop_nobody() {
+        let tier = tempfile::tempdir().unwrap();
+        let [a, b, c] = ledgers(tier.path());
+        for ledger in [&b, &c] {
+            give(ledger, u64::MAX);
+            change(ledger, u64::MAX, |page| page.reserve(|_| u64::MAX));
+        }
+        assert_eq!(a.open().unwrap().reserved_by_others(), u64::MAX);
+        assert_eq!(ask(&a, 9, 7), 7);
+        assert_eq!(give(&a, 9), 0);
     }
 
     #[test]

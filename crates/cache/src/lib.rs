@@ -28,6 +28,8 @@ mod cache;
 mod disk;
 mod error;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod layout;
 mod ledger;

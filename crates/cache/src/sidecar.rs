@@ -79,6 +79,22 @@ impl Sidecar {
     }
 }
 
+impl Sidecar {
+    /// For the fuzzer: bytes with the magic, version, block size and checksum that the rest of them should have.
+    pub fn with_checksum(bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        if bytes.len() >= HEADER {
+            let size = u64::from(u32_at(&bytes, 16)) | u64::from(u32_at(&bytes, 20)) << 32;
+            bytes[..8].copy_from_slice(MAGIC);
+            bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+            bytes[12..16].copy_from_slice(&(block_size(size) as u32).to_le_bytes());
+            let crc = own_crc(&bytes);
+            bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes
+    }
+}
+
 fn own_crc(bytes: &[u8]) -> u32 {
     use larder_core::checksum::Joined;
     let (head, table) = (&bytes[..28], &bytes[HEADER..]);

@@ -21,6 +21,8 @@
 mod arrival;
 mod build;
 mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod read;
 mod record;
 mod section;

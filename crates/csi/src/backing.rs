@@ -49,7 +49,7 @@ pub(crate) async fn serve(listener: Listener, shutdown: CancellationToken) {
 
 async fn talk(conn: Conn) -> Result<(), FdPassError> {
     let mut connection = None;
-    while let Some((request, fd)) = conn.recv::<Request>().await? {
+    while let Some((request, fd)) = conn.request::<Request>().await? {
         let reply = answer(&mut connection, &request, fd).unwrap_or_else(|e| {
             tracing::debug!(?request, error = %e, "backing file");
             Reply::Error { errno: e.raw_os_error().unwrap_or(Errno::EPROTO as i32) }
@@ -89,6 +89,7 @@ fn answer(connection: &mut Option<OwnedFd>, request: &Request, fd: Option<OwnedF
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_fuse::fdpass::testing;
     use std::{fs::File, os::fd::AsFd as _};
 
     async fn ask(conn: &Conn, request: Request, fd: Option<&File>) -> Reply {
@@ -116,5 +117,26 @@ mod tests {
         }
         stop.cancel();
         serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn whatever_a_peer_sends_costs_no_descriptor_and_no_other_peer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.sock");
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listen(&path).unwrap(), stop.clone()));
+        let good = r#"{"unregister":{"id":1}}"#;
+        testing::misbehave(&path, good).await;
+        testing::be_a_stranger(&path, good).await;
+        stop.cancel();
+        serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_is_hung_up_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.sock");
+        let _serving = tokio::spawn(serve(listen(&path).unwrap(), CancellationToken::new()));
+        testing::say_nothing(&path).await;
     }
 }

@@ -6,6 +6,7 @@
 mod validate;
 
 use crate::{
+    arguments::text,
     error::CallError,
     node::{Call, Plugin},
     volumes::Volume,
@@ -53,7 +54,7 @@ impl Plugin {
     }
 
     fn delete(&self, volume_id: &str) -> Result<(), CallError> {
-        validate::text("volume_id", volume_id)?;
+        text("volume_id", volume_id)?;
         if let Some(target) = self.state.target_of(volume_id) {
             return Err(CallError::InUse { volume: volume_id.to_owned(), target });
         }
@@ -64,9 +65,9 @@ impl Plugin {
     }
 
     fn confirm(&self, request: ValidateVolumeCapabilitiesRequest) -> Result<ValidateVolumeCapabilitiesResponse, CallError> {
-        validate::text("volume_id", &request.volume_id)?;
+        text("volume_id", &request.volume_id)?;
         if request.volume_capabilities.is_empty() {
-            return Err(CallError::invalid("volume_capabilities", "is empty"));
+            return Err(CallError::invalid("volume_capabilities", "is empty, and must not be"));
         }
         let volume = self.volumes.by_id(&request.volume_id).ok_or_else(|| CallError::NoVolume(request.volume_id.clone()))?;
         // What does not fit is an answer here, no error.
@@ -78,6 +79,14 @@ impl Plugin {
         let confirmed = Confirmed { volume_context, volume_capabilities, parameters, mutable_parameters };
         Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
     }
+}
+
+/// For the fuzzer: what a volume would be of, and its id.
+pub(crate) fn read(request: &CreateVolumeRequest) -> Option<([String; 2], String)> {
+    let wanted = validate::create(request).ok()?;
+    let volume = Volume::new(wanted.name, &wanted.dataset, larder_core::names::uid_of_name(""), wanted.range.required);
+    let id = volume.id();
+    Some(([wanted.dataset.namespace, wanted.dataset.name], id))
 }
 
 fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
@@ -93,9 +102,11 @@ impl controller_server::Controller for Controller {
         &self,
         _: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
-        let rpc = controller_service_capability::Rpc { r#type: rpc::Type::CreateDeleteVolume.into() };
-        let capability = ControllerServiceCapability { r#type: Some(controller_service_capability::Type::Rpc(rpc)) };
-        Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities: vec![capability] }))
+        let capability = |rpc: rpc::Type| ControllerServiceCapability {
+            r#type: Some(controller_service_capability::Type::Rpc(controller_service_capability::Rpc { r#type: rpc.into() })),
+        };
+        let capabilities = [rpc::Type::CreateDeleteVolume, rpc::Type::SingleNodeMultiWriter].map(capability).into();
+        Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {

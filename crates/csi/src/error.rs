@@ -1,6 +1,9 @@
 //! Everything a call can fail with, and its gRPC code.
 
-use crate::{datasets::DatasetError, mount::MountError, mounter::MounterError, permits::PermitError, records::RecordError};
+use crate::{
+    datasets::DatasetError, mount::MountError, mounter::MounterError, permits::PermitError, records::RecordError,
+    state::TargetError,
+};
 use larder_fuse::device::DeviceError;
 use std::{fmt::Display, io, path::PathBuf};
 use tokio::task::JoinError;
@@ -23,11 +26,13 @@ pub(crate) enum CallError {
     Busy(PathBuf),
     #[error("other pods are waiting for the mount of {0} and did not get it either; their Events say why")]
     Queue(String),
-    #[error("{} shows dataset {other}, not {wanted}", target.display())]
-    OtherVolume { target: PathBuf, other: String, wanted: String },
+    #[error("{field}: {} is published already, with {was}; unpublish it first", target.display())]
+    Published { field: &'static str, target: PathBuf, was: String },
+    #[error("target_path: {} {reason}", target.display())]
+    Place { target: PathBuf, reason: &'static str },
     #[error("the pod is in namespace {pod}, the dataset in {dataset}; a dataset can be mounted in its own namespace only")]
     Namespace { pod: String, dataset: String },
-    #[error("something that is not Larder's is mounted at {}: {fs_type}", target.display())]
+    #[error("target_path: something that is not Larder's is mounted at {}: {fs_type}; unmount it", target.display())]
     Foreign { target: PathBuf, fs_type: String },
     #[error("volume {volume} is not published at {}", target.display())]
     NotPublished { volume: String, target: PathBuf },
@@ -47,6 +52,8 @@ pub(crate) enum CallError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
     #[error("the call was interrupted by an internal error: {0}")]
     Task(#[from] JoinError),
 }
@@ -61,7 +68,7 @@ impl CallError {
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::Busy(_) => Code::Aborted,
             Self::OutOfRange(_) => Code::OutOfRange,
-            Self::OtherVolume { .. } | Self::OtherArguments { .. } => Code::AlreadyExists,
+            Self::Published { .. } | Self::OtherArguments { .. } => Code::AlreadyExists,
             Self::Namespace { .. } => Code::PermissionDenied,
             Self::NotPublished { .. } | Self::NoVolume(_) => Code::NotFound,
             Self::Dataset(DatasetError::Missing(_) | DatasetError::OtherUid { .. }) => Code::NotFound,
@@ -72,6 +79,8 @@ impl CallError {
             Self::Mounter(e) if e.retry() => Code::Unavailable,
             Self::Permit(_) => Code::Unavailable,
             Self::Foreign { .. }
+            | Self::Place { .. }
+            | Self::Target(TargetError::Elsewhere { .. })
             | Self::InUse { .. }
             | Self::Dataset(DatasetError::Deleting(_))
             | Self::Mount(MountError::Device(DeviceError::Open(_))) => Code::FailedPrecondition,
@@ -80,6 +89,7 @@ impl CallError {
             | Self::Mounter(_)
             | Self::Mount(_)
             | Self::Record(_)
+            | Self::Target(TargetError::Record(_))
             | Self::Task(_) => Code::Internal,
         }
     }

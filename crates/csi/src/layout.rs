@@ -6,15 +6,18 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Longest path that the kernel takes.
+/// Longest path, and longest part of one, that the kernel takes.
 const PATH_MAX: usize = 4095;
+const NAME_MAX: usize = 255;
 
 /// Why a path from the kubelet is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum LayoutError {
-    #[error("path is empty")]
+    #[error("path is empty, and must not be")]
     Empty,
-    #[error("path must be absolute and without . and ..")]
+    #[error(
+        "path must be absolute, of at most {PATH_MAX} bytes, and without control characters; no part may be empty, . or .. or have more than {NAME_MAX} bytes"
+    )]
     NotPlain,
     #[error("path must lie in the kubelet's folder {} and not in the driver's own", .0.display())]
     Elsewhere(PathBuf),
@@ -87,9 +90,9 @@ impl Layout {
         if path.is_empty() {
             return Err(LayoutError::Empty);
         }
-        let plain = path.len() <= PATH_MAX && !path.contains('\0') && path.starts_with('/');
+        let plain = path.len() <= PATH_MAX && !path.contains(char::is_control) && path.starts_with('/');
         // `components` would hide `.` and double slashes, and a path in another spelling would be another key to us.
-        let spelled = path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+        let spelled = path.split('/').skip(1).all(|part| !matches!(part, "" | "." | "..") && part.len() <= NAME_MAX);
         if !plain || !spelled {
             return Err(LayoutError::NotPlain);
         }
@@ -137,6 +140,7 @@ mod tests {
             "/var/lib/kubelet/pods//x",
             "/var/lib/kubelet/pods/x/",
             "/var/lib/kubelet/pods/x\0y",
+            "/var/lib/kubelet/pods/x\ny",
         ] {
             assert_eq!(mk_layout().target(bad), Err(LayoutError::NotPlain), "{bad:?}");
         }
@@ -151,7 +155,9 @@ mod tests {
         ] {
             assert!(matches!(mk_layout().target(bad), Err(LayoutError::Elsewhere(_))), "{bad:?}");
         }
-        let long = format!("/var/lib/kubelet/pods/{}", "x".repeat(5000));
-        assert_eq!(mk_layout().target(&long), Err(LayoutError::NotPlain));
+        for long in ["x".repeat(256), "x/".repeat(2500) + "x"] {
+            assert_eq!(mk_layout().target(&format!("/var/lib/kubelet/pods/{long}")), Err(LayoutError::NotPlain));
+        }
+        assert!(mk_layout().target(&format!("/var/lib/kubelet/pods/{}", "x".repeat(255))).is_ok());
     }
 }

@@ -18,7 +18,7 @@
 //! Owner of the kernel's mounts beneath the kubelet's folder and of the state records. When it dies, mounts live on and no pod
 //! starts or ends; at the next start it compares its records with the mount table and goes on. Every call may be repeated.
 //! No path that may lead into FUSE is touched without a deadline; mounts that no mounter serves are ended after a while
-//! (`watchdog`).
+//! (`watchdog`), and of mounts that have ended it tells in Events.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -26,6 +26,9 @@ mod backing;
 mod controller;
 mod datasets;
 mod error;
+mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod identity;
 mod layout;

@@ -9,13 +9,14 @@ use larder_fuse::{
 };
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{Mode, mkdirat},
+    sys::stat::{Mode, SFlag, fstatat, mkdirat},
 };
 use std::{
+    ffi::OsStr,
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -50,8 +51,17 @@ pub(crate) enum MountError {
 
 /// The topmost mount at a path.
 pub(crate) fn top(path: &Path) -> Result<Option<Mount>, MountError> {
-    let table = mountinfo::read().map_err(MountError::Table)?;
-    Ok(mountinfo::at(&table, path).pop().cloned())
+    Ok(top_in(&table()?, path).cloned())
+}
+
+/// All mounts of this process's namespace.
+pub(crate) fn table() -> Result<Vec<Mount>, MountError> {
+    mountinfo::read().map_err(MountError::Table)
+}
+
+/// As [`top`], for those who ask about many paths.
+pub(crate) fn top_in<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    mountinfo::at(table, path).pop()
 }
 
 /// Is it the superblock of this identity, or a bind mount of it?
@@ -104,18 +114,50 @@ fn bind(from: &Path, to: &Path) -> Result<(), MountError> {
 
 fn make_target(layout: &Layout, target: &Path) -> Result<(), MountError> {
     let wrap = |e: Errno| MountError::Path { path: target.to_owned(), source: e.into() };
-    let (folder, name) = layout.split(target).ok_or(Errno::EINVAL).map_err(wrap)?;
-    let kubelet = fs::File::open(layout.kubelet()).map_err(|source| MountError::Path { path: target.to_owned(), source })?;
-    let how = |flags| {
-        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        OpenHow::new().flags(flags | OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(resolve)
-    };
-    let folder = openat2(&kubelet, folder, how(OFlag::empty())).map_err(wrap)?;
+    let (folder, name) = open_parent(layout, target).map_err(wrap)?;
     match mkdirat(&folder, name, Mode::empty()) {
         // Left by an earlier attempt, or by a reboot. It must be a folder.
-        Err(Errno::EEXIST) => openat2(&folder, name, how(OFlag::O_NOFOLLOW)).map(drop).map_err(wrap),
+        Err(Errno::EEXIST) => open_plain(&folder, Path::new(name)).map(drop).map_err(wrap),
         made => made.map_err(wrap),
     }
+}
+
+/// Why nothing can be mounted at a target, where nothing is yet.
+pub(crate) fn obstacle(layout: &Layout, target: &Path) -> Result<Option<&'static str>, MountError> {
+    let table = table()?;
+    if top_in(&table, target).is_some() {
+        return Ok(None);
+    }
+    // What may hang is not looked into.
+    let ours = |m: &Mount| m.target.starts_with(layout.kubelet()) && m.target != layout.kubelet();
+    if table.iter().any(|m| ours(m) && m.fs_type.starts_with("fuse") && target.starts_with(&m.target)) {
+        return Ok(Some("lies in a mount of FUSE; give one in a folder of the kubelet's own"));
+    }
+    let (folder, name) = match open_parent(layout, target) {
+        Ok(parent) => parent,
+        Err(Errno::ENOENT) => return Ok(Some("lies in a folder that does not exist; make that first")),
+        Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Some("leads through a file or a symbolic link; give a path without")),
+        Err(e) => return Err(MountError::Path { path: target.to_owned(), source: e.into() }),
+    };
+    match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR => Ok(None),
+        Err(Errno::ENOENT) => Ok(None),
+        Ok(_) => Ok(Some("is a file or a symbolic link; remove it")),
+        Err(e) => Err(MountError::Path { path: target.to_owned(), source: e.into() }),
+    }
+}
+
+/// The folder of a target, reached from the kubelet's without links, and the target's name in it.
+fn open_parent<'a>(layout: &Layout, target: &'a Path) -> nix::Result<(OwnedFd, &'a OsStr)> {
+    let (folder, name) = layout.split(target).ok_or(Errno::EINVAL)?;
+    let kubelet = open(layout.kubelet(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok((open_plain(&kubelet, folder)?, name))
+}
+
+fn open_plain(at: &impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(at, path, OpenHow::new().flags(flags).resolve(resolve))
 }
 
 /// Takes off everything that is mounted at a path, dead or not. Does nothing when nothing is.
@@ -162,15 +204,25 @@ mod tests {
         fs::create_dir_all(dir.path().join("pods/1")).unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("pods/1/link")).unwrap();
-        assert!(matches!(make_target(&layout, &dir.path().join("pods/1/link")), Err(MountError::Path { .. })));
-        assert!(matches!(make_target(&layout, &dir.path().join("pods/1/link/x")), Err(MountError::Path { .. })));
         fs::write(dir.path().join("pods/1/file"), "").unwrap();
-        assert!(matches!(make_target(&layout, &dir.path().join("pods/1/file")), Err(MountError::Path { .. })));
+        for (bad, why) in [
+            ("pods/1/link", "remove it"),
+            ("pods/1/link/x", "symbolic link"),
+            ("pods/1/file", "remove it"),
+            ("pods/1/file/x", "through a file"),
+            ("pods/2/x", "does not exist"),
+        ] {
+            let target = dir.path().join(bad);
+            assert!(obstacle(&layout, &target).unwrap().unwrap().contains(why), "{bad}");
+            assert!(matches!(make_target(&layout, &target), Err(MountError::Path { .. })), "{bad}");
+        }
         let good = dir.path().join("pods/1/mount");
+        assert_eq!(obstacle(&layout, &good).unwrap(), None);
         for _ in 0..2 {
             make_target(&layout, &good).unwrap();
             let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&good).unwrap().permissions());
             assert_eq!(mode & 0o7777, 0);
+            assert_eq!(obstacle(&layout, &good).unwrap(), None);
         }
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }

@@ -6,12 +6,13 @@
 mod locks;
 mod publish;
 mod unpublish;
-mod validate;
+pub(crate) mod validate;
 
 use crate::{
     arguments::given,
     datasets::Datasets,
     error::{self, CallError},
+    events::Events,
     layout::Layout,
     metrics::Metrics,
     mount,
@@ -45,6 +46,8 @@ const STATS_PATIENCE: Duration = Duration::from_millis(900);
 
 /// Longest message of a status, which travels in a header; some repeat what was given.
 const MESSAGE_MAX: usize = 2048;
+/// Longest argument in a log: a volume id, or a path of the kubelet's.
+const ARGUMENT_MAX: usize = 512;
 
 /// Everything a call needs.
 pub(crate) struct Plugin {
@@ -61,6 +64,7 @@ pub(crate) struct Plugin {
     pub(crate) permits: Option<Permits>,
     pub(crate) prober: Prober,
     pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
     pub(crate) locks: Locks,
 }
 
@@ -100,10 +104,16 @@ impl Node {
     }
 }
 
+/// As much of an argument as is worth a place in a log.
+fn brief(argument: &str) -> &str {
+    &argument[..argument.floor_char_boundary(ARGUMENT_MAX)]
+}
+
 impl Plugin {
     /// Logs and counts how a call ended. Never the request: its maps may hold tokens.
     pub(crate) fn ended<T>(&self, call: &Call<'_>, result: Result<T, CallError>) -> Result<Response<T>, Status> {
-        let Call { method, volume, path, began } = *call;
+        let Call { method, began, .. } = *call;
+        let (volume, path) = (brief(call.volume), brief(call.path));
         let code = result.as_ref().map_or_else(CallError::code, |_| tonic::Code::Ok);
         self.metrics.call(method, code, began.elapsed());
         self.metrics.published.set(self.state.targets());
@@ -131,7 +141,10 @@ impl Plugin {
         // Whatever else they are: what was never published is not found.
         let (uid, target) = (volume.split_once('.').map(|(uid, _)| uid), PathBuf::from(path));
         let not_there = || CallError::NotPublished { volume: volume.to_owned(), target: target.clone() };
-        let of_volume = |record: &Record| Some(record.mount.dataset_uid.as_str()) == uid;
+        let of_volume = |record: &Record| match record.volume_at(&target) {
+            Some(published) => published == volume,
+            None => Some(record.mount.dataset_uid.as_str()) == uid,
+        };
         let record = self.state.by_target(&target).filter(of_volume).ok_or_else(not_there)?;
         let top = mount::top(&target)?.filter(|m| mount::is_identity(m, record.identity())).ok_or_else(not_there)?;
         match self.prober.probe(top.device, &target, STATS_PATIENCE).await {
@@ -194,10 +207,13 @@ impl node_server::Node for Node {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        // No STAGE_UNSTAGE_VOLUME: staging knows no pod.
-        let rpc = node_service_capability::Rpc { r#type: rpc::Type::GetVolumeStats.into() };
-        let capability = NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) };
-        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: vec![capability] }))
+        let capability = |rpc: rpc::Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(node_service_capability::Rpc { r#type: rpc.into() })),
+        };
+        // No STAGE_UNSTAGE_VOLUME: staging knows no pod. With the second one the kubelet tells ReadWriteOnce, which several pods
+        // may have, from ReadWriteOncePod.
+        let capabilities = [rpc::Type::GetVolumeStats, rpc::Type::SingleNodeMultiWriter].map(capability).into();
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {

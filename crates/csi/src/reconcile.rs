@@ -36,7 +36,7 @@ struct Plan {
 
 /// Before the first call is served.
 pub(crate) fn reconcile(plugin: &Plugin) -> Result<(), ReconcileError> {
-    let table = larder_fuse::mountinfo::read().map_err(MountError::Table)?;
+    let table = mount::table()?;
     let folders = superblock_folders(&plugin.layout)?;
     let plan = plan(&plugin.state.all(), &table, &plugin.layout, &folders, exists);
     for (identity, target) in &plan.forget {

@@ -6,6 +6,7 @@
 use crate::records::{RecordError, Records};
 use larder_core::names;
 use larder_fuse::protocol::mounter::Mount;
+use larder_proto::csi::v1::volume_capability::access_mode::Mode;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -15,6 +16,34 @@ use std::{
 
 /// Raised when an older plugin could misread a record.
 const VERSION: u32 = 1;
+
+/// Why a volume is not noted at a target.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    #[error("volume_capability: volume {volume} is published at {} already, and its access mode allows one target only", target.display())]
+    Elsewhere { volume: String, target: PathBuf },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// What a target was published with. A call that repeats it must say the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Terms {
+    pub(crate) readonly: bool,
+    /// By its number in the specification.
+    pub(crate) access_mode: i32,
+    pub(crate) mount_flags: BTreeSet<String>,
+}
+
+impl Terms {
+    /// May the volume be at several targets of a node?
+    fn is_shared(&self) -> bool {
+        use Mode::{MultiNodeMultiWriter, MultiNodeReaderOnly, MultiNodeSingleWriter, SingleNodeMultiWriter};
+        let shared = [MultiNodeReaderOnly, MultiNodeSingleWriter, MultiNodeMultiWriter, SingleNodeMultiWriter];
+        shared.into_iter().any(|mode| mode as i32 == self.access_mode)
+    }
+}
 
 /// What the superblock of one identity is, and where it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +58,19 @@ pub(crate) struct Record {
     /// The volume that is published at a target; not known of targets of releases before this field.
     #[serde(default)]
     volumes: BTreeMap<PathBuf, String>,
+    /// As above.
+    #[serde(default)]
+    terms: BTreeMap<PathBuf, Terms>,
+    /// The pod that a target is of, in the dataset's namespace; the same.
+    #[serde(default)]
+    pods: BTreeMap<PathBuf, Pod>,
+}
+
+/// As the kubelet names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) uid: String,
 }
 
 impl Record {
@@ -40,11 +82,27 @@ impl Record {
             dataset_name: dataset_name.to_owned(),
             targets: BTreeSet::new(),
             volumes: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            pods: BTreeMap::new(),
         }
     }
 
     pub(crate) fn identity(&self) -> &str {
         &self.mount.identity
+    }
+
+    /// The volume at a target, if it is known.
+    pub(crate) fn volume_at(&self, target: &Path) -> Option<&str> {
+        self.volumes.get(target).map(String::as_str)
+    }
+
+    /// What it was published with, if it is known.
+    pub(crate) fn terms_at(&self, target: &Path) -> Option<&Terms> {
+        self.terms.get(target)
+    }
+
+    pub(crate) fn pod_at(&self, target: &Path) -> Option<&Pod> {
+        self.pods.get(target)
     }
 
     fn is_sound(&self, file_stem: &str) -> bool {
@@ -91,13 +149,25 @@ impl State {
         published.map(|(target, _)| target.clone())
     }
 
-    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume. What is known of the identity already stays
-    /// as it is: the superblock was made with it.
-    pub(crate) fn add_target(&self, record: &Record, target: &Path, volume: &str) -> Result<Record, RecordError> {
+    /// Notes that the record's snapshot is, or is about to be, shown at `target` by a volume to a pod. What is known of the identity
+    /// already stays as it is: the superblock was made with it. Refused if the volume is elsewhere and may be in one place only.
+    pub(crate) fn add_target(
+        &self,
+        record: &Record,
+        target: &Path,
+        volume: &str,
+        terms: &Terms,
+        pod: Option<&Pod>,
+    ) -> Result<Record, TargetError> {
         let mut records = self.records.lock();
+        if let Some(other) = elsewhere(&records, target, volume, terms) {
+            return Err(TargetError::Elsewhere { volume: volume.to_owned(), target: other });
+        }
         let mut new = records.get(record.identity()).unwrap_or(record).clone();
         new.targets.insert(target.to_owned());
         new.volumes.insert(target.to_owned(), volume.to_owned());
+        new.terms.insert(target.to_owned(), terms.clone());
+        new.pods.extend(pod.map(|pod| (target.to_owned(), pod.clone())));
         self.files.write(new.identity(), &new)?;
         records.insert(new.identity().to_owned(), new.clone());
         Ok(new)
@@ -109,6 +179,8 @@ impl State {
         let Some(mut record) = records.get(identity).cloned() else { return Ok(None) };
         if record.targets.remove(target) {
             record.volumes.remove(target);
+            record.terms.remove(target);
+            record.pods.remove(target);
             self.files.write(identity, &record)?;
             records.insert(identity.to_owned(), record.clone());
         }
@@ -124,14 +196,31 @@ impl State {
     }
 }
 
+/// Another target of a volume that may be at one only.
+fn elsewhere(records: &BTreeMap<String, Record>, target: &Path, volume: &str, terms: &Terms) -> Option<PathBuf> {
+    records.values().find_map(|record| {
+        let others = record.volumes.iter().filter(|(at, published)| *published == volume && *at != target);
+        let is_shared = |at| terms.is_shared() && record.terms_at(at).is_none_or(Terms::is_shared);
+        others.map(|(at, _)| at).find(|at| !is_shared(at)).cloned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_fuse::protocol::mounter::Mode;
+    use larder_fuse::protocol::mounter;
     use std::fs;
 
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
     const VOLUME: &str = "v";
+
+    fn mk_terms(mode: Mode) -> Terms {
+        Terms { readonly: true, access_mode: mode.into(), mount_flags: BTreeSet::new() }
+    }
+
+    fn shared() -> Terms {
+        mk_terms(Mode::MultiNodeReaderOnly)
+    }
 
     fn mk_record(digit: char) -> Record {
         let snapshot = digit.to_string().repeat(64);
@@ -143,7 +232,7 @@ mod tests {
             gid: 0,
             file_mode: 0o444,
             dir_mode: 0o555,
-            mode: Mode::Auto,
+            mode: mounter::Mode::Auto,
         };
         Record::new(mount, "vision", "imagenet")
     }
@@ -153,9 +242,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (mk_record('a'), mk_record('b'));
         let state = State::open(dir.path()).unwrap();
-        state.add_target(&a, Path::new("/t/1"), VOLUME).unwrap();
-        state.add_target(&a, Path::new("/t/2"), VOLUME).unwrap();
-        state.add_target(&b, Path::new("/t/3"), VOLUME).unwrap();
+        state.add_target(&a, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
+        state.add_target(&a, Path::new("/t/2"), VOLUME, &shared(), None).unwrap();
+        state.add_target(&b, Path::new("/t/3"), VOLUME, &shared(), None).unwrap();
         let again = State::open(dir.path()).unwrap();
         assert_eq!(again.by_target(Path::new("/t/2")).unwrap().identity(), a.identity());
         assert_eq!(again.by_target(Path::new("/t/3")).unwrap().mount, b.mount);
@@ -174,7 +263,7 @@ mod tests {
         let record = mk_record('a');
         let state = State::open(dir.path()).unwrap();
         for (target, volume) in [("/t/1", VOLUME), ("/t/2", VOLUME), ("/t/3", "other")] {
-            state.add_target(&record, Path::new(target), volume).unwrap();
+            state.add_target(&record, Path::new(target), volume, &shared(), None).unwrap();
         }
         state.remove_target(record.identity(), Path::new("/t/1")).unwrap();
         let again = State::open(dir.path()).unwrap();
@@ -185,13 +274,42 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_for_one_target_is_at_one_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        // Snapshots differ: the second pod may be shown a newer one.
+        let (first, second) = (mk_record('a'), mk_record('b'));
+        let single = [Mode::SingleNodeWriter, Mode::SingleNodeReaderOnly, Mode::SingleNodeSingleWriter];
+        for (is, wanted) in
+            single.iter().flat_map(|one| [(*one, *one), (*one, Mode::MultiNodeReaderOnly), (Mode::MultiNodeReaderOnly, *one)])
+        {
+            let (here, there) = (Path::new("/t/1"), Path::new("/t/2"));
+            state.add_target(&first, here, VOLUME, &mk_terms(is), None).unwrap();
+            let refused = state.add_target(&second, there, VOLUME, &mk_terms(wanted), None).unwrap_err();
+            assert!(matches!(refused, TargetError::Elsewhere { target, .. } if target == here), "{is:?}, {wanted:?}");
+            assert!(state.by_target(there).is_none());
+            state.add_target(&second, there, "other", &mk_terms(wanted), None).unwrap();
+            state.add_target(&first, here, VOLUME, &mk_terms(is), None).unwrap();
+            state.remove_target(second.identity(), there).unwrap();
+            state.remove_target(first.identity(), here).unwrap();
+        }
+        for mode in [Mode::SingleNodeMultiWriter, Mode::MultiNodeSingleWriter, Mode::MultiNodeMultiWriter] {
+            for target in ["/t/1", "/t/2"] {
+                state.add_target(&first, Path::new(target), VOLUME, &mk_terms(mode), None).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn a_record_without_volumes_is_one_of_an_earlier_release() {
         let dir = tempfile::tempdir().unwrap();
         let record = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME).unwrap();
+        State::open(dir.path()).unwrap().add_target(&record, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let path = dir.path().join(format!("{}.json", record.identity()));
         let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        json.as_object_mut().unwrap().remove("volumes").unwrap();
+        for later in ["volumes", "terms", "pods"] {
+            json.as_object_mut().unwrap().remove(later).unwrap();
+        }
         fs::write(&path, json.to_string()).unwrap();
         let state = State::open(dir.path()).unwrap();
         assert!(state.by_target(Path::new("/t/1")).is_some());
@@ -203,17 +321,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
         let first = mk_record('a');
-        state.add_target(&first, Path::new("/t/1"), VOLUME).unwrap();
+        state.add_target(&first, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let mut changed = first.clone();
         changed.mount.file_mode = 0o400;
-        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME).unwrap().mount.file_mode, 0o444);
+        assert_eq!(state.add_target(&changed, Path::new("/t/2"), VOLUME, &shared(), None).unwrap().mount.file_mode, 0o444);
     }
 
     #[test]
     fn broken_records_are_left_alone_and_hide_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let good = mk_record('a');
-        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME).unwrap();
+        State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
         let mut newer = mk_record('b');
         newer.version = 99;
         let mut renamed = mk_record('c');

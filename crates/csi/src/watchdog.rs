@@ -2,12 +2,20 @@
 //!
 //! A connection whose mounter is dead waits for the next one, because the keeper and this process hold it. If requests wait in it
 //! and no mounter serves it for as long as the limit, it is aborted: what waits fails, the mount gives ENOTCONN, and the next
-//! publish makes a new superblock.
+//! publish makes a new superblock. Of that, and of mounts that ended because everybody who held them died, it tells in Events.
 
-use crate::{mount, mounter::MounterError, node::Plugin};
+use crate::{
+    mount,
+    mounter::MounterError,
+    node::Plugin,
+    probe::{Probe, Prober},
+    state::Record,
+};
 use larder_fuse::{control, fdpass::FdPassError};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -20,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A mount is served when it was found so at so many looks in a row: a mounter that serves for a moment, before it dies of the same
 /// request again, helps no reader.
 const STEADY: u32 = 3;
+/// A mount that has ended says so at once.
+const DEAD: Duration = Duration::from_millis(500);
 
 /// A superblock: identity and minor number.
 type Connection = (String, u32);
@@ -51,41 +61,87 @@ impl Waits {
     }
 }
 
+/// The kernel may have a limit of its own (`fs.fuse.{default,max}_request_timeout`), after which it ends a connection without a
+/// word, however near the next mounter is. This one comes before it.
+fn before_the_kernel(limit: Duration, kernel: Option<Duration>) -> Duration {
+    kernel.map_or(limit, |kernel| limit.min(kernel * 2 / 3))
+}
+
+fn kernel_limit() -> Option<Duration> {
+    let seconds = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/sys/fs/fuse/{name}_request_timeout")).ok()?;
+        text.trim().parse().ok().filter(|seconds| *seconds > 0)
+    };
+    [seconds("default"), seconds("max")].into_iter().flatten().min().map(Duration::from_secs)
+}
+
 /// Never ends.
-pub(crate) async fn watch(plugin: &Plugin, limit: Duration) {
-    let mut waits = Waits::default();
+pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
+    let kernel = kernel_limit();
+    let limit = before_the_kernel(wanted, kernel);
+    if limit < wanted {
+        tracing::warn!(?kernel, ?limit, ?wanted, "the kernel's limit for requests is short; readers wait less for a mounter");
+    }
+    // Not the plugin's own prober: a probe of this one's must not make a call of the kubelet fail.
+    let (mut waits, mut told, prober) = (Waits::default(), BTreeSet::new(), Prober::default());
     loop {
         tokio::time::sleep(LOOK.min(limit)).await;
-        let in_vain = match in_vain(plugin).await {
-            Ok(in_vain) => in_vain,
+        let unserved = match unserved(plugin).await {
+            Ok(unserved) => unserved,
             Err(error) => {
                 tracing::warn!(%error, "look for mounts that nobody serves");
                 continue;
             }
         };
-        for (identity, minor) in waits.overdue(&in_vain, Instant::now(), limit) {
+        told.retain(|connection| unserved.all.contains(connection));
+        for connection in waits.overdue(&unserved.waiting, Instant::now(), limit) {
+            let (identity, minor) = &connection;
             tracing::error!(identity, minor, ?limit, "no mounter serves this mount and readers wait; ending it for them");
-            if let Err(error) = control::abort(minor) {
+            if let Err(error) = control::abort(*minor) {
                 tracing::error!(identity, %error, "end a mount that nobody serves");
             }
             plugin.metrics.aborted.inc();
+            plugin.tell_ended(&connection, &format!("no mounter served it for {limit:?} while somebody read"));
+            told.insert(connection);
+        }
+        let unknown: Vec<_> = unserved.idle.difference(&told).cloned().collect();
+        for connection in unknown {
+            let (identity, minor) = &connection;
+            if let Probe::Dead = prober.probe((0, *minor), &plugin.layout.superblock(identity), DEAD).await {
+                tracing::error!(identity, minor, "this mount has ended");
+                plugin
+                    .tell_ended(&connection, "mounter, keeper and node plugin were gone at one moment, or the kernel ended it");
+                told.insert(connection);
+            }
         }
     }
 }
 
-/// Connections in which requests wait and that no mounter serves. An error: that is not known.
-async fn in_vain(plugin: &Plugin) -> Result<BTreeSet<Connection>, WatchError> {
-    let waiting: BTreeSet<Connection> = plugin.superblocks()?.into_iter().filter(|(_, minor)| is_waiting(*minor)).collect();
-    if waiting.is_empty() {
-        return Ok(waiting);
+/// Connections that no mounter serves.
+struct Unserved {
+    /// The others too.
+    all: BTreeSet<Connection>,
+    /// Requests wait in them.
+    waiting: BTreeSet<Connection>,
+    /// None do. Only of a mounter that is there: it serves what it can as soon as it has come.
+    idle: BTreeSet<Connection>,
+}
+
+/// An error: that is not known.
+async fn unserved(plugin: &Plugin) -> Result<Unserved, WatchError> {
+    let all = plugin.superblocks()?;
+    if all.is_empty() {
+        return Ok(Unserved { waiting: BTreeSet::new(), idle: BTreeSet::new(), all });
     }
     let served = match plugin.mounter.served(PATIENCE).await {
-        Ok(served) => served,
+        Ok(served) => Some(served),
         // Nobody listens, or who listens is stopped: both serve nothing.
-        Err(MounterError::Away(FdPassError::Connect { .. }) | MounterError::Silent(_)) => BTreeSet::new(),
+        Err(MounterError::Away(FdPassError::Connect { .. }) | MounterError::Silent(_)) => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(waiting.into_iter().filter(|(identity, _)| !served.contains(identity)).collect())
+    let unserved = all.iter().filter(|(identity, _)| !served.as_ref().is_some_and(|served| served.contains(identity)));
+    let (waiting, idle): (_, BTreeSet<_>) = unserved.cloned().partition(|(_, minor)| is_waiting(*minor));
+    Ok(Unserved { waiting, idle: if served.is_some() { idle } else { BTreeSet::new() }, all })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -104,19 +160,41 @@ fn is_waiting(minor: u32) -> bool {
 impl Plugin {
     /// All superblocks there should be, as they are now.
     fn superblocks(&self) -> Result<BTreeSet<Connection>, mount::MountError> {
-        let mut found = BTreeSet::new();
-        for record in self.state.all() {
-            if let Some(top) = mount::top(&self.layout.superblock(record.identity()))? {
-                found.insert((record.identity().to_owned(), top.device.1));
-            }
+        let records = self.state.all();
+        if records.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        Ok(found)
+        // Once for all of them: on a node with many pods the table is long.
+        let table = mount::table()?;
+        let of = |record: &Record| {
+            let top = mount::top_in(&table, &self.layout.superblock(record.identity()))?;
+            Some((record.identity().to_owned(), top.device.1))
+        };
+        Ok(records.iter().filter_map(of).collect())
+    }
+
+    /// In the background: the next mount is not to wait for the API server.
+    fn tell_ended(&self, (identity, minor): &Connection, why: &str) {
+        let Some(record) = self.state.all().into_iter().find(|record| record.identity() == identity) else { return };
+        let table = mount::table().unwrap_or_default();
+        let shows = |target: &&PathBuf| mount::top_in(&table, target).is_some_and(|top| top.device.1 == *minor);
+        let pods: Vec<_> = record.targets.iter().filter(shows).filter_map(|target| record.pod_at(target).cloned()).collect();
+        let (events, why) = (self.events.clone(), why.to_owned());
+        tokio::spawn(async move { events.mount_ended(&record, &pods, &why).await });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_limit_is_never_reached() {
+        let seconds = Duration::from_secs;
+        assert_eq!(before_the_kernel(seconds(120), None), seconds(120));
+        assert_eq!(before_the_kernel(seconds(120), Some(seconds(600))), seconds(120));
+        assert_eq!(before_the_kernel(seconds(120), Some(seconds(30))), seconds(20));
+    }
 
     #[test]
     fn only_what_waits_in_vain_all_the_time_is_ended() {

@@ -7,6 +7,8 @@
 
 mod message;
 mod quick;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use message::MESSAGE_MAX;
 pub(crate) use message::{check, receive};
@@ -37,6 +39,10 @@ use tokio::{
 const BACKLOG: i32 = 64;
 /// `connect` of a full backlog is tried again for this long.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// Who waits for requests hangs up on a peer that sends none for this long. Ours close what they do not need sooner.
+pub const IDLE: Duration = Duration::from_secs(60);
+/// Longest wait for a peer that does not take what is sent to it.
+const SEND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What can go wrong between two daemons of one node.
 #[derive(Debug, thiserror::Error)]
@@ -209,16 +215,26 @@ impl Conn {
         Ok(Some((serde_json::from_slice(&bytes).map_err(FdPassError::Decode)?, fd)))
     }
 
+    /// As [`Conn::recv`], for those who serve: a peer that says nothing for [`IDLE`] has closed.
+    ///
+    /// # Errors
+    /// As [`Conn::recv`].
+    pub async fn request<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<OwnedFd>)>, FdPassError> {
+        tokio::time::timeout(IDLE, self.recv()).await.unwrap_or(Ok(None))
+    }
+
     /// Sends one message. The descriptor stays the caller's; the kernel gives the peer one of its own.
     ///
     /// # Errors
-    /// A message that is too long, a peer that is gone.
+    /// A message that is too long, a peer that is gone, or that takes nothing for ten seconds.
     pub async fn send<T: Serialize + Sync>(&self, value: &T, fd: Option<BorrowedFd<'_>>) -> Result<(), FdPassError> {
         let bytes = serde_json::to_vec(value).map_err(FdPassError::Encode)?;
         if bytes.len() > MESSAGE_MAX {
             return Err(FdPassError::TooLong);
         }
-        self.socket.async_io(Interest::WRITABLE, |s| message::send(s.as_raw_fd(), &bytes, fd)).await.map_err(FdPassError::Send)
+        let sending = self.socket.async_io(Interest::WRITABLE, |s| message::send(s.as_raw_fd(), &bytes, fd));
+        let sent = tokio::time::timeout(SEND_PATIENCE, sending).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(FdPassError::Send)
     }
 }
 

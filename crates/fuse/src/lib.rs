@@ -7,6 +7,7 @@
 //! control: abort a connection by its minor       backing: files that the kernel reads itself (registered by the plugin,
 //!                                               used in the mounter's answers)
 //! fusermount: the same mount for a user who is not root
+//!                                               journal: what is in flight, for kernels that do not send it again
 //! ```
 //!
 //! It holds no state of its own. A connection lives as long as one process holds its descriptor; when the last one closes
@@ -17,8 +18,10 @@ pub mod control;
 pub mod device;
 pub mod fdpass;
 pub mod fusermount;
+pub mod journal;
 pub mod limits;
 pub mod map;
 pub mod mountinfo;
 pub mod protocol;
+mod relay;
 pub mod session;

@@ -7,15 +7,21 @@
 //!
 //! The kernel asks INIT once in a connection's life. So fuser is always shown INIT on a socket pair, the first time as the kernel
 //! has just sent it, later as it was kept; when it has answered, the connection takes the place of the socket. The kernel gets
-//! the answer that the first process gave, and no other.
+//! the answer that the first process gave, and no other. With a [`Journal`] fuser stays on the socket, and a [`crate::relay`] is at the
+//! other end.
 
-use crate::device::{self, DeviceError};
+use crate::{
+    device::{self, DeviceError},
+    journal::Journal,
+    relay::{Relay, write},
+};
 use fuser::{Config, Filesystem, Session as Loop, SessionACL};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    thread,
     time::Duration,
 };
 use tokio::sync::oneshot;
@@ -45,7 +51,7 @@ pub enum SessionError {
     #[error("this version of the program cannot go on with a mount that another version has made; let that one serve it")]
     OtherAnswer,
     /// A request that was read and not answered would wait for ever.
-    #[error("this kernel (before 6.9) does not send requests again")]
+    #[error("this kernel (before 6.9) does not send requests again, and there is no journal of them")]
     NoResend,
     /// No thread.
     #[error("start thread of FUSE session: {0}")]
@@ -62,10 +68,21 @@ pub struct Exchange {
     answer: Vec<u8>,
 }
 
+/// A session that serves.
+pub struct Started {
+    /// When it ends.
+    pub ended: Ended,
+    /// How many requests of another process were in the journal, where that was the means.
+    pub replayed: Option<usize>,
+}
+
 /// A session that has not started: nothing is answered yet.
 pub struct Session<F: Filesystem> {
     session: Loop<F>,
+    /// The other end of the session's socket.
+    kernel: OwnedFd,
     fuse: OwnedFd,
+    threads: usize,
     exchange: Exchange,
     resumed: bool,
 }
@@ -82,8 +99,8 @@ impl<F: Filesystem> Session<F> {
         device::check(&fuse)?;
         wait_readable(&fuse)?;
         let request = read(&fuse).map_err(SessionError::Handshake)?;
-        let (session, answer) = negotiate(filesystem, &request, threads)?;
-        Ok(Self { session, fuse, exchange: Exchange { request, answer }, resumed: false })
+        let (session, kernel, answer) = negotiate(filesystem, &request, threads)?;
+        Ok(Self { session, kernel, fuse, threads, exchange: Exchange { request, answer }, resumed: false })
     }
 
     /// Goes on with a connection whose last process is dead, or has stopped to read from it.
@@ -92,11 +109,11 @@ impl<F: Filesystem> Session<F> {
     /// A descriptor that is not FUSE; [`SessionError::OtherAnswer`].
     pub fn resume(filesystem: F, fuse: OwnedFd, exchange: &Exchange, threads: usize) -> Result<Self, SessionError> {
         device::check(&fuse)?;
-        let (session, answer) = negotiate(filesystem, &exchange.request, threads)?;
+        let (session, kernel, answer) = negotiate(filesystem, &exchange.request, threads)?;
         if answer != exchange.answer {
             return Err(SessionError::OtherAnswer);
         }
-        Ok(Self { session, fuse, exchange: exchange.clone(), resumed: true })
+        Ok(Self { session, kernel, fuse, threads, exchange: exchange.clone(), resumed: true })
     }
 
     /// For the next process.
@@ -105,40 +122,52 @@ impl<F: Filesystem> Session<F> {
         &self.exchange
     }
 
-    /// Answers INIT, or asks the kernel for what was not answered, and serves the connection in threads of its own. Never
-    /// unmounts: that is the node plugin's.
+    /// Answers INIT, or sees to what was not answered, and serves the connection in threads of its own. Never unmounts: that is
+    /// the node plugin's. The journal is the filesystem's.
     ///
     /// # Errors
-    /// The connection has ended; a kernel that does not send again; no thread.
-    pub fn start(self, name: &str) -> Result<Ended, SessionError> {
-        let Self { session, fuse, exchange, resumed } = self;
-        // SAFETY: both are open descriptors of this process; the number that is given a new meaning is the session's, which
-        // goes on using it by number.
-        if unsafe { libc::dup3(fuse.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) } < 0 {
-            return Err(SessionError::Handshake(io::Error::last_os_error()));
-        }
-        if resumed {
+    /// The connection has ended; a kernel that does not send again, without a journal; no thread.
+    pub fn start(self, name: &str, journal: Option<&Journal>) -> Result<Started, SessionError> {
+        let Self { session, kernel, fuse, threads, exchange, resumed } = self;
+        let failed = SessionError::Handshake;
+        let written = journal.filter(|journal| journal.is_written());
+        let replays = written.is_some_and(|journal| resumed && journal.is_to_be_replayed());
+        if resumed && !replays {
             resend(&fuse).map_err(|error| match error.raw_os_error() {
                 Some(libc::EINVAL) => SessionError::NoResend,
-                _ => SessionError::Handshake(error),
+                _ => failed(error),
             })?;
-        } else {
-            write(&fuse, &exchange.answer).map_err(SessionError::Handshake)?;
         }
+        let relay = match written {
+            Some(journal) => {
+                let duplicates = (fuse.try_clone().map_err(failed)?, fuse.try_clone().map_err(failed)?);
+                let file = journal.open(duplicates.0);
+                Some(Relay::start(file, duplicates.1, kernel, threads).map_err(failed)?)
+            }
+            None => {
+                journal.map_or(Ok(()), Journal::close).map_err(failed)?;
+                connect(&session, &fuse).map_err(failed)?;
+                None
+            }
+        };
+        if !resumed {
+            write(&fuse, &exchange.answer).map_err(failed)?;
+        }
+        let replayed = relay.as_ref().filter(|_| replays).map(|relay| relay.found);
         let (done, ended) = oneshot::channel();
-        std::thread::Builder::new()
-            .name(format!("fuse-{}", name.get(..8).unwrap_or(name)))
-            .spawn(move || {
-                // Nobody listening means that the daemon is going down.
-                let _ = done.send(session.run());
-            })
-            .map_err(SessionError::Thread)?;
-        Ok(ended)
+        let run = move || {
+            let served = session.run().and_then(|()| relay.map_or(Ok(()), Relay::ended));
+            // Nobody listening means that the daemon is going down.
+            let _ = done.send(served);
+        };
+        let name = format!("fuse-{}", name.get(..8).unwrap_or(name));
+        thread::Builder::new().name(name).spawn(run).map_err(SessionError::Thread)?;
+        Ok(Started { ended, replayed })
     }
 }
 
-/// Ends this process at once: nothing is dropped, so that no request is answered with an error because its answer was. The kernel
-/// sends again what is not answered.
+/// Ends this process at once: nothing is dropped, so that no request is answered with an error because its answer was. What is not
+/// answered is the next process's.
 pub fn leave(code: i32) -> ! {
     // SAFETY: ends the process; nothing of it is used after that.
     unsafe { libc::_exit(code) }
@@ -155,21 +184,34 @@ pub fn unique(request: &fuser::Request) -> u64 {
 /// # Errors
 /// A descriptor that cannot be served.
 pub fn serve<F: Filesystem>(filesystem: F, fuse: OwnedFd, name: &str, threads: usize) -> Result<Ended, SessionError> {
-    Session::begin(filesystem, fuse, threads)?.start(name)
+    Ok(Session::begin(filesystem, fuse, threads)?.start(name, None)?.ended)
 }
 
-/// Shows INIT to fuser; gives its answer.
-fn negotiate<F: Filesystem>(filesystem: F, request: &[u8], threads: usize) -> Result<(Loop<F>, Vec<u8>), SessionError> {
-    let run = || -> io::Result<(Loop<F>, Vec<u8>)> {
+/// Shows INIT to fuser; gives the other end of its socket, and its answer.
+fn negotiate<F: Filesystem>(
+    filesystem: F,
+    request: &[u8],
+    threads: usize,
+) -> Result<(Loop<F>, OwnedFd, Vec<u8>), SessionError> {
+    let run = || -> io::Result<(Loop<F>, OwnedFd, Vec<u8>)> {
         let (kernel, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         write(&kernel, request)?;
         let mut config = Config::default();
         config.n_threads = Some(threads.max(1));
         config.clone_fd = false;
         let session = Loop::from_fd(filesystem, ours, SessionACL::All, config)?;
-        Ok((session, read(&kernel)?))
+        let answer = read(&kernel)?;
+        Ok((session, kernel, answer))
     };
     run().map_err(SessionError::Handshake)
+}
+
+/// Puts the connection in the place of the session's socket.
+fn connect(session: impl AsFd, fuse: &OwnedFd) -> io::Result<()> {
+    // SAFETY: both are open descriptors of this process; the number that is given a new meaning is the session's, which goes on
+    // using it by number.
+    let to = unsafe { libc::dup3(fuse.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
+    if to < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Kernels before 6.9 refuse it with EINVAL.
@@ -186,11 +228,6 @@ fn read(fd: &OwnedFd) -> io::Result<Vec<u8>> {
     let n = nix::unistd::read(fd, &mut bytes)?;
     bytes.truncate(n);
     Ok(bytes)
-}
-
-/// Whole messages only: that is how both sockets of this kind and the device take them.
-fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    nix::unistd::write(fd, bytes).map(drop).map_err(Into::into)
 }
 
 fn wait_readable(fuse: &OwnedFd) -> Result<(), SessionError> {

@@ -44,7 +44,7 @@ impl Keeper {
 
 async fn talk(conn: Conn, store: &Mutex<Store>) -> Result<(), FdPassError> {
     loop {
-        let (reply, fd) = match conn.recv::<Request>().await {
+        let (reply, fd) = match conn.request::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some((request, fd))) => store.lock().answer(request, fd),
             // The reason would tell parts of the message, which may be a secret.

@@ -1,12 +1,17 @@
-//! Mounts a catalog file, walks a part of it as `find -printf %s` does, and prints what that cost as JSON. Needs root.
+//! Mounts a catalog file, walks a part of it as `find -printf %s` does, asks for names that are not there, and prints what that cost
+//! as JSON. Needs root.
 //!
 //! ```text
-//! cargo run --release -p larder-mount --example bench_mount -- target/bench/catalog/DIGEST
+//! cargo run --release -p larder-mount --example bench_mount -- target/bench/catalog/DIGEST [journal]
 //! ```
 #![expect(clippy::unwrap_used, reason = "what a benchmark cannot go on without")]
 
 use larder_core::{catalog::Catalog, key::ObjectKey};
-use larder_fuse::{device, session};
+use larder_fuse::{
+    device,
+    journal::{InFlight, Journal},
+    session::Session,
+};
 use larder_mount::{
     backend::{Backend, Fetched},
     filesystem::{DatasetFs, Look, Opening},
@@ -16,6 +21,8 @@ use larder_peer::ReadError;
 use nix::mount::{MntFlags, umount2};
 use serde_json::json;
 use std::{fs, fs::File, ops::Range, os::fd::AsFd as _, path::Path, sync::Arc, time::Instant};
+
+const LOOKUPS: u32 = 200_000;
 
 /// Nothing is read here, only names and attributes.
 struct NoBytes;
@@ -36,6 +43,7 @@ impl Backend for NoBytes {
 fn main() {
     let path = std::env::args_os().nth(1).unwrap();
     let path = Path::new(&path);
+    let in_flight = std::env::args().nth(2).map_or(InFlight::Resend, |means| means.parse().unwrap());
     let (runtime, target) = (tokio::runtime::Runtime::new().unwrap(), tempfile::tempdir().unwrap());
     let started = Instant::now();
     let digest = path.file_name().and_then(|n| n.to_str()).unwrap();
@@ -45,13 +53,18 @@ fn main() {
     device::mount(fuse.as_fd(), target.path(), "bench").unwrap();
     let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
     let reads = Metrics::default().reads("uid", "bench");
-    let filesystem = DatasetFs::new("bench", catalog, look, NoBytes, reads, Opening::default(), runtime.handle().clone());
-    let _ended = session::serve(filesystem, fuse, "bench", 4).unwrap();
+    let journal = Journal::load(Opening::journal().unwrap(), in_flight).unwrap();
+    let opening = Opening { journal: Some(Arc::clone(&journal)), ..Opening::default() };
+    let filesystem = DatasetFs::new("bench", catalog, look, NoBytes, reads, opening, runtime.handle().clone());
+    let _started = Session::begin(filesystem, fuse, 4).unwrap().start("bench", Some(&journal)).unwrap();
     let first = fs::read_dir(target.path()).unwrap().count();
     let ready = started.elapsed();
     let walked = Instant::now();
     let (files, bytes) = walk(target.path(), 200_000);
     let walk = walked.elapsed();
+    let asked = Instant::now();
+    (0..LOOKUPS).for_each(|n| assert!(fs::metadata(target.path().join(format!("not there {n}"))).is_err()));
+    let lookups = asked.elapsed();
     let result = json!({
         "entries": entries,
         "namesInRoot": first,
@@ -59,6 +72,7 @@ fn main() {
         "walkedFiles": files,
         "walkedBytes": bytes,
         "walkSeconds": walk.as_secs_f64(),
+        "lookupMicroseconds": lookups.as_secs_f64() * 1e6 / f64::from(LOOKUPS),
         "peakRssBytes": peak_rss(),
     });
     umount2(target.path(), MntFlags::MNT_DETACH).unwrap();

@@ -21,7 +21,11 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use larder_core::catalog::{Catalog, Kind, NAME_MAX};
-use larder_fuse::{protocol::mounter::Mode, session};
+use larder_fuse::{
+    journal::{self, Data, Journal},
+    protocol::mounter::Mode,
+    session,
+};
 use opens::OpenTable;
 use read::Reader;
 use slots::Slots;
@@ -52,6 +56,8 @@ pub struct DatasetFs<B> {
     runtime: tokio::runtime::Handle,
     /// On a passthrough mount.
     opens: Option<Arc<OpenTable>>,
+    /// Of the connection, if it is written.
+    journal: Option<Arc<Journal>>,
 }
 
 /// How files are to be opened.
@@ -64,6 +70,8 @@ pub struct Opening {
     /// What is open on a passthrough mount, noted for the next process: a file of [`Opening::table`], or one that another
     /// process has left. Without, one that goes with this process.
     pub table: Option<Arc<File>>,
+    /// Where what is in flight may be for the next process. Without, the kernel must send it again.
+    pub journal: Option<Arc<Journal>>,
     /// What comes of it.
     pub outcome: Arc<Outcome>,
 }
@@ -75,6 +83,14 @@ impl Opening {
     /// Out of memory or descriptors.
     pub fn table() -> io::Result<File> {
         Slots::file()
+    }
+
+    /// A new file for [`Opening::journal`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn journal() -> io::Result<File> {
+        journal::file()
     }
 }
 
@@ -103,7 +119,7 @@ impl<B: Backend> DatasetFs<B> {
     ) -> Self {
         let identity: Arc<str> = identity.into();
         let reader = Arc::new(Reader::new(Arc::clone(&identity), backend, reads, runtime.clone()));
-        Self { identity, catalog, look, reader, opening, runtime, opens: None }
+        Self { identity, catalog, look, reader, opening, runtime, opens: None, journal: None }
     }
 
     /// Decides how files are opened and says so to the kernel.
@@ -248,6 +264,8 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         if config.set_max_background(MAX_BACKGROUND).is_err() {
             tracing::debug!(identity = &*self.identity, "kernel refused the number of background requests");
         }
+        let resends = config.capabilities().contains(InitFlags::FUSE_HAS_RESEND);
+        self.journal = self.opening.journal.clone().filter(|journal| journal.choose(resends));
         self.choose_mode(config)
     }
 
@@ -294,7 +312,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -303,6 +321,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let reply = Data::new(request, reply, self.journal.as_ref());
         match self.file(ino) {
             Ok((index, file_size)) => self.reader.read(&self.catalog, index, file_size, offset, size, reply),
             Err(e) => reply.error(self.failed("read", ino, &e)),

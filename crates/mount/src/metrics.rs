@@ -19,6 +19,8 @@ pub const READ_FAILURES: &str = "larder_mounter_read_failures";
 pub const HEDGED_BYTES: &str = "larder_mounter_hedged_bytes";
 /// Superblocks that are served now.
 pub const MOUNTS: &str = "larder_mounter_mounts";
+/// Requests that an earlier mounter had read, and that this one found in its journal.
+pub const REPLAYED_REQUESTS: &str = "larder_mounter_replayed_requests";
 
 labels! {
     struct ByMount { dataset_uid: String, identity: String }
@@ -41,6 +43,7 @@ pub struct Metrics {
     hedged: Family<ByMount, Counter>,
     /// Superblocks that are served now.
     pub mounts: Gauge,
+    replayed: Counter,
 }
 
 impl Metrics {
@@ -54,7 +57,13 @@ impl Metrics {
         exposition.family(READ_FAILURES, "Reads answered with an error", m.failures.clone());
         exposition.family(HEDGED_BYTES, "Bytes asked of a second node too, as the first was late", m.hedged.clone());
         exposition.single(MOUNTS, "Superblocks served now", m.mounts.clone());
+        exposition.single(REPLAYED_REQUESTS, "Requests of an earlier mounter that were in its journal", m.replayed.clone());
         m
+    }
+
+    /// Counts what a journal was good for.
+    pub fn replayed(&self, requests: usize) {
+        self.replayed.inc_by(requests as u64);
     }
 
     /// Drops the series of a mount identity. Should it be mounted again, its counters begin at zero.

@@ -26,7 +26,7 @@ use crate::{
 use anyhow::Context as _;
 use kept::Keeping;
 use larder_core::names;
-use larder_fuse::{fdpass::Listener, session};
+use larder_fuse::{fdpass::Listener, journal::InFlight, session};
 use larder_keeper::client::Held;
 use larder_members::Watch;
 use larder_peer::Options;
@@ -84,6 +84,10 @@ pub struct Args {
     /// Complete local files kept open, all mounts together
     #[arg(long, env = "LARDER_OPEN_FILES", default_value_t = 4096)]
     pub open_files: usize,
+    /// What is answered after a takeover, of all that the process before had read: what the kernel sends again (`resend`, Linux 6.9), or
+    /// what a `journal` has; `auto` takes the journal where the kernel cannot
+    #[arg(long, env = "LARDER_IN_FLIGHT", default_value = "auto")]
+    pub in_flight: InFlight,
     /// Serve in this very process; without, it starts one that serves, and the next one when that one dies
     #[arg(long, hide = true)]
     pub serve: bool,
@@ -154,8 +158,8 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         files: Arc::new(OpenFiles::new(open_files)),
     };
     let catalogs = Catalogs::open(&args.catalog_dir, &args.run_dir, node.clone())?;
-    let threads = usize::from(args.fuse_threads);
-    let mounts = Arc::new(Mounts::new(node, catalogs, metrics, &args.run_dir, threads, keeping.clone()));
+    let options = mounts::Options { threads: args.fuse_threads.into(), in_flight: args.in_flight };
+    let mounts = Arc::new(Mounts::new(node, catalogs, metrics, &args.run_dir, options, keeping.clone()));
 
     // The admin server outlives `shutdown`: metrics of a mounter that is draining are of interest.
     let (health, stopped) = (Health::default(), CancellationToken::new());

@@ -79,6 +79,7 @@ async fn wrong_requests_are_answered_and_harm_no_later_one() {
         trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 1,
+        in_flight: larder_fuse::journal::InFlight::Auto,
         open_files: 4,
         serve: true,
         drain_seconds: 0,

@@ -93,6 +93,16 @@ async fn act(
     let Some(mut leader) = leader else { return Ok(()) };
     health.set_ready(false);
     let security = keeper.map_or(Security::Plain, Keeper::leads);
+    let untainting = {
+        let (client, settings) = (client.clone(), settings.clone());
+        async move {
+            if settings.startup_taint {
+                controllers::startup_taint::run(client, &settings.namespace).await
+            } else {
+                std::future::pending().await
+            }
+        }
+    };
     let controller = async {
         // Without a certificate of its own it reaches no worker, and would say that all are away.
         if shutdown.run_until_cancelled(security.ready()).await.is_some() {
@@ -102,6 +112,7 @@ async fn act(
     let lost = tokio::select! {
         // Not a moment longer: what is under way is dropped.
         lost = leader.lost() => lost,
+        never = untainting => match never {},
         () = controller => {
             leader.step_down().await;
             return Ok(());

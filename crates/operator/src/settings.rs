@@ -43,6 +43,9 @@ pub struct Args {
     /// Seconds after which a node without a ready worker loses its share
     #[arg(long, env = "LARDER_MEMBER_GRACE", default_value_t = 600)]
     pub member_grace_seconds: u32,
+    /// Take the taint larder.dev/not-ready off nodes on which datasets can be mounted
+    #[arg(long)]
+    pub startup_taint: bool,
     /// No certificates: whoever reaches a port of a worker is answered
     #[arg(long)]
     pub plain: bool,
@@ -67,6 +70,7 @@ pub(crate) struct Settings {
     pub worker_service_account: String,
     pub worker_log: String,
     pub member_grace: SignedDuration,
+    pub startup_taint: bool,
     /// Where workers get their certificates; `None`: they have none.
     pub authority: Option<String>,
 }
@@ -139,6 +143,7 @@ impl Args {
             worker_service_account: self.worker_service_account.clone(),
             worker_log: self.worker_log.clone(),
             member_grace: SignedDuration::from_secs(self.member_grace_seconds.into()),
+            startup_taint: self.startup_taint,
             authority: (!self.plain)
                 .then(|| format!("{}.{}.svc:{}", names::OPERATOR_SERVICE, self.namespace, names::OPERATOR_AUTHORITY_PORT)),
         })

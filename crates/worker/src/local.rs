@@ -31,7 +31,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, listener: Listener) {
 }
 
 async fn talk(worker: &Arc<Worker>, conn: &Conn) -> Result<(), FdPassError> {
-    while let Some((request, _)) = conn.recv::<Request>().await? {
+    while let Some((request, _)) = conn.request::<Request>().await? {
         let (reply, file) = match request {
             Request::Open { snapshot, inode } => open(worker, &snapshot, inode).await,
             Request::Catalog { digest } => catalog(worker, &digest).await,

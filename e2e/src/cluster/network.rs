@@ -95,6 +95,22 @@ impl Host {
         Ok(())
     }
 
+    /// Cuts it off from all others: nothing that is sent arrives, and nobody is told.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub fn cut_off(&self) -> Result<()> {
+        batch(None, &format!("link set {} nomaster\n", self.link()))
+    }
+
+    /// Undoes [`Host::cut_off`].
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub fn join(&self) -> Result<()> {
+        batch(None, &format!("link set {} master br0\n", self.link()))
+    }
+
     /// The bridge's end of its link.
     fn link(&self) -> String {
         format!("v{}", self.address.octets()[3])

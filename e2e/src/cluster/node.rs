@@ -62,11 +62,11 @@ pub struct Process {
 impl Node {
     /// Makes the node's folder, files and cgroups; starts nothing.
     pub(super) fn prepare(run: &RunDir, tools: &Tools, spec: &ClusterSpec, index: usize, host: Host) -> Result<Self> {
-        let (kubelet_dir, spec) = (spec.kubelet_dir, &spec.nodes[index]);
+        let (kubelet_dir, quick_restarts, spec) = (spec.kubelet_dir, spec.quick_restarts, &spec.nodes[index]);
         let folder = run.path("nodes").join(&spec.name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        node_files::write(run, tools, spec, index, &folder)?;
+        node_files::write(run, tools, spec, index, &folder, quick_restarts)?;
         cgroup::create(run.id(), &spec.name)?;
         Ok(Self {
             tools: tools.clone(),

@@ -17,7 +17,14 @@ use crate::tools::Tools;
 pub(super) const REGISTRIES: &str = "registries";
 
 /// Writes them all into the node's folder. JSON where the program reads YAML: it is both.
-pub(super) fn write(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize, folder: &Path) -> Result<()> {
+pub(super) fn write(
+    run: &RunDir,
+    tools: &Tools,
+    spec: &NodeSpec,
+    index: usize,
+    folder: &Path,
+    quick_restarts: bool,
+) -> Result<()> {
     let put = |name: &str, text: String| {
         let path = folder.join(name);
         path.parent().map_or(Ok(()), fs::create_dir_all)?;
@@ -25,7 +32,7 @@ pub(super) fn write(run: &RunDir, tools: &Tools, spec: &NodeSpec, index: usize, 
     };
     put("containerd.toml", containerd(folder, &tools.host_root())).context("write containerd's configuration")?;
     put("net.d/10-pods.conflist", pod_links(index).to_string()).context("write the CNI configuration")?;
-    put("kubelet.yaml", kubelet(run, spec).to_string()).context("write the kubelet's configuration")?;
+    put("kubelet.yaml", kubelet(run, spec, quick_restarts).to_string()).context("write the kubelet's configuration")?;
     put("kube-proxy.yaml", proxy(run, spec).to_string()).context("write kube-proxy's configuration")?;
     // What containers find in their /etc/resolv.conf with dnsPolicy Default.
     put("resolv.conf", format!("nameserver {GATEWAY}\n")).context("write resolv.conf")
@@ -81,13 +88,13 @@ fn pod_links(index: usize) -> Value {
     })
 }
 
-fn kubelet(run: &RunDir, spec: &NodeSpec) -> Value {
+fn kubelet(run: &RunDir, spec: &NodeSpec, quick_restarts: bool) -> Value {
     let pki = run.path("pki");
     let taints = match spec.kind {
         NodeKind::Gpu => json!([{ "key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule" }]),
         NodeKind::Cpu => json!([]),
     };
-    json!({
+    let mut kubelet = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
@@ -109,7 +116,12 @@ fn kubelet(run: &RunDir, spec: &NodeSpec) -> Value {
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "4s",
-    })
+    });
+    if quick_restarts {
+        kubelet["featureGates"] = json!({ "KubeletCrashLoopBackOffMax": true });
+        kubelet["crashLoopBackOff"] = json!({ "maxContainerRestartPeriod": "1s" });
+    }
+    kubelet
 }
 
 fn proxy(run: &RunDir, spec: &NodeSpec) -> Value {

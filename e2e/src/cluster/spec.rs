@@ -38,6 +38,8 @@ pub struct ClusterSpec {
     pub nodes: Vec<NodeSpec>,
     /// The root folder of the kubelets: somewhere beneath `/var/lib`, which every node has for itself.
     pub kubelet_dir: &'static str,
+    /// A container that ends again and again is started after a second, instead of up to five minutes: more faults fit in the same time.
+    pub quick_restarts: bool,
 }
 
 /// Where a kubelet is unless it is told otherwise.
@@ -50,7 +52,11 @@ impl ClusterSpec {
     /// `gpu-1`, `gpu-2`, … and `cpu-1`, ….
     pub fn new(gpu: usize, cpu: usize) -> Self {
         let of = |kind: NodeKind, count: usize| (1..=count).map(move |i| NodeSpec { name: format!("{kind}-{i}"), kind });
-        Self { kubelet_dir: KUBELET_DIR, nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect() }
+        Self {
+            kubelet_dir: KUBELET_DIR,
+            quick_restarts: false,
+            nodes: of(NodeKind::Gpu, gpu).chain(of(NodeKind::Cpu, cpu)).collect(),
+        }
     }
 
     /// As the environment variable `NODES` says: a number of nodes, of which the last is a CPU node if there are three or

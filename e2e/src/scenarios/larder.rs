@@ -71,6 +71,13 @@ pub(super) fn install(lab: &Lab) -> Result<()> {
     })
 }
 
+/// Changes a value of the installed chart, as `name=value`; what it means for the daemons is still to come.
+pub(super) fn set_value(lab: &Lab, value: &str) -> Result<()> {
+    let chart = product::chart();
+    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+    lab.cluster.helm(&["upgrade", "larder", chart, "--namespace", SYSTEM, "--reuse-values", "--set", value]).map(drop)
+}
+
 /// Puts a small dataset with all kinds of names into a folder of a bucket; returns what is in it.
 pub(super) fn upload(lab: &Lab, bucket: &str, folder: &str, seed: u64) -> Result<Manifest> {
     let mut files = Dataset::small(seed);
@@ -124,6 +131,11 @@ spec:
     /// The object as it is now.
     pub(super) fn object(&self) -> Result<Value> {
         self.lab.cluster.get("cachedatasets", Some(self.namespace), self.name)
+    }
+
+    /// Its UID.
+    pub(super) fn uid(&self) -> Result<String> {
+        self.object()?["metadata"]["uid"].as_str().map(str::to_owned).context("the dataset has no uid")
     }
 
     /// Creates it.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::larder::{BUCKET, Named, SYSTEM, install, upload};
+use super::larder::{BUCKET, Named, SYSTEM, install, set_value, upload};
 use super::training::PageCache;
 use crate::cluster::{Node, Process};
 use crate::dataset::Manifest;
@@ -19,7 +19,7 @@ use crate::report::say;
 
 const WAIT: Duration = Duration::from_secs(120);
 
-/// Kills of the process that serves, one after the other.
+/// Kills of the process that serves, one after the other, with either means for what was in flight.
 const KILLS: usize = 20;
 
 /// Reads all files again and again, and some that it has open; says after each pass how long it took from one file to the next at
@@ -82,16 +82,13 @@ pub(super) fn readers_notice_no_death_of_any_daemon_of_their_node(lab: &Lab) -> 
     let readers = running;
     reads_go_on(&readers, &made(&readers)?)?;
 
-    let (mut stalls, before) = (Vec::new(), serving(lab, node)?.pid);
-    for _ in 0..KILLS {
-        let (process, since) = (serving(lab, node)?, made(&readers)?);
-        PageCache::hold(lab.cluster.tools())?.clear()?;
-        process.signal(Signal::SIGKILL)?;
-        stalls.push(reads_go_on(&readers, &since)?.as_millis());
-    }
-    ensure!(serving(lab, node)?.pid != before, "it is still the process that was killed");
-    stalls.sort_unstable();
+    let stalls = kill_again_and_again(lab, node, &readers)?;
     say(format!("  the process that serves killed {KILLS} times: readers waited {stalls:?} ms"));
+    // As on kernels before 6.9; the mounts that there are go on with it.
+    set_in_flight(lab, node, "journal")?;
+    let stalls = kill_again_and_again(lab, node, &readers)?;
+    say(format!("  the same {KILLS} times with a journal: readers waited {stalls:?} ms"));
+    set_in_flight(lab, node, "auto")?;
 
     let (process, since) = (serving(lab, node)?, made(&readers)?);
     process.signal(Signal::SIGSTOP)?;
@@ -122,6 +119,32 @@ pub(super) fn readers_notice_no_death_of_any_daemon_of_their_node(lab: &Lab) -> 
         lab.cluster.delete_and_wait("pods", Some(named.namespace), pod, WAIT)?;
     }
     readers[..mounts.len()].iter().try_for_each(|reader| reader.named.remove(WAIT))
+}
+
+/// How long readers waited at each kill of the process that serves, in milliseconds.
+fn kill_again_and_again(lab: &Lab, node: &Node, readers: &[Reader<'_>]) -> Result<Vec<u128>> {
+    let (mut stalls, before) = (Vec::new(), serving(lab, node)?.pid);
+    for _ in 0..KILLS {
+        let (process, since) = (serving(lab, node)?, made(readers)?);
+        PageCache::hold(lab.cluster.tools())?.clear()?;
+        process.signal(Signal::SIGKILL)?;
+        stalls.push(reads_go_on(readers, &since)?.as_millis());
+    }
+    ensure!(serving(lab, node)?.pid != before, "it is still the process that was killed");
+    stalls.sort_unstable();
+    Ok(stalls)
+}
+
+/// Sets `mounter.inFlight` of the chart, and waits for the mounter that has it.
+fn set_in_flight(lab: &Lab, node: &Node, means: &str) -> Result<()> {
+    let value = format!("mounter.inFlight={means}");
+    set_value(lab, &value)?;
+    lab.cluster.wait_until(&format!("a mounter with {value} serves"), WAIT, || {
+        let command = serving(lab, node)?.command;
+        ensure!(command.contains(&format!("--in-flight={means}")), "{command}");
+        Ok(())
+    })?;
+    lab.cluster.wait_rolled_out("daemonsets", SYSTEM, "larder-mounter", WAIT)
 }
 
 /// Kills everything that holds the connections of a node's mounts, and waits until all of it is back: the mounts are dead then.
@@ -216,7 +239,7 @@ pub(super) fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<V
         let pod = pod.with_context(|| format!("the node has no {component}"))?;
         let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
         processes.push(lab.cluster.main_process(SYSTEM, name, container)?.1);
-        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container).1));
+        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container)));
     }
     // All found before the first is killed, so that they die within a millisecond.
     processes.iter().try_for_each(|process| process.signal(Signal::SIGKILL))?;
@@ -226,17 +249,24 @@ pub(super) fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<V
 pub(super) fn wait_back(lab: &Lab, killed: &[Killed]) -> Result<()> {
     for (pod, container, before) in killed {
         lab.cluster.wait_until(&format!("{container} of {pod} is back"), WAIT, || {
-            let (ready, now) = restarts(&lab.cluster.get("pods", Some(SYSTEM), pod)?, container);
-            ensure!(ready && now > *before, "not yet");
+            let now = lab.cluster.get("pods", Some(SYSTEM), pod)?;
+            ensure!(is_ready(&now, container) && restarts(&now, container) > *before, "not yet");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// Is the container ready, and how often was it started again?
-fn restarts(pod: &Value, container: &str) -> (bool, u64) {
-    let statuses = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let status = statuses.iter().find(|status| status["name"] == container);
-    status.map_or((false, 0), |status| (status["ready"] == true, status["restartCount"].as_u64().unwrap_or_default()))
+/// Is the container of a pod ready?
+pub(super) fn is_ready(pod: &Value, container: &str) -> bool {
+    status_of(pod, container).is_some_and(|status| status["ready"] == true)
+}
+
+/// How often was it started again?
+fn restarts(pod: &Value, container: &str) -> u64 {
+    status_of(pod, container).and_then(|status| status["restartCount"].as_u64()).unwrap_or_default()
+}
+
+fn status_of<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
+    pod["status"]["containerStatuses"].as_array()?.iter().find(|status| status["name"] == container)
 }

@@ -69,7 +69,7 @@ pub(crate) fn load(dir: &Path, key: &ObjectKey) -> Option<Journal> {
     Some(journal)
 }
 
-fn decode(bytes: &[u8]) -> Option<(Journal, usize)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(Journal, usize)> {
     let header = bytes.get(..HEADER)?;
     if &header[..8] != MAGIC || u32_at(header, 8) != VERSION || u32_at(header, 12) != header_crc(header) {
         return None;
@@ -94,6 +94,27 @@ fn record(size: u64, bytes: &[u8]) -> Option<(u64, Vec<u32>, usize)> {
     let whole = bytes.get(..end + 4)?;
     (crc32c(&whole[..end]) == u32_at(whole, end))
         .then(|| (chunk, (0..blocks).map(|n| u32_at(whole, 4 + 4 * n)).collect(), end + 4))
+}
+
+/// For the fuzzer: with the magic and the checksums that the rest of the bytes should have.
+pub(crate) fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let Some(header) = bytes.get_mut(..HEADER) else { return bytes };
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    let crc = header_crc(header);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    let size = u64::from(u32_at(header, 16)) | u64::from(u32_at(header, 20)) << 32;
+    let mut rest = &mut bytes[HEADER..];
+    while let Some(chunk) = rest.first_chunk().map(|chunk| u64::from(u32::from_le_bytes(*chunk))).filter(|n| *n < chunks(size))
+    {
+        let end = 4 + 4 * covering(size, &chunk_range(size, chunk)).len();
+        let Some((record, behind)) = rest.split_at_mut_checked(end + 4) else { break };
+        let crc = crc32c(&record[..end]);
+        record[end..].copy_from_slice(&crc.to_le_bytes());
+        rest = behind;
+    }
+    bytes
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ pub(super) use crate::checksum::crc32c;
 
 use super::{CatalogError, NAME_MAX, Sizes, VERSION_MAX};
 
-const MAGIC: &[u8; 8] = b"LARDRCAT";
+pub(super) const MAGIC: &[u8; 8] = b"LARDRCAT";
 /// Raised with every change of the format. A catalog of another version is thrown away and listed again.
 pub const VERSION: u32 = 2;
 pub(super) const HEADER: u64 = 4096;

@@ -1,16 +1,13 @@
 //! Requests to the controller → what they mean, or the error that the specification has for them.
 
 use crate::{
-    arguments::{capability, given, object_name},
+    arguments::{capability, object_name, text},
     error::CallError,
     volumes::{Dataset, Volume},
 };
 use larder_api::labels;
 use larder_proto::csi::v1::{CapacityRange, CreateVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability};
 use std::collections::HashMap;
-
-/// Longest name and longest id, as the specification has it.
-const TEXT_MAX: usize = 128;
 
 /// A capacity that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,18 +54,6 @@ pub(super) fn create(request: &CreateVolumeRequest) -> Result<Create<'_>, CallEr
     Ok(Create { name: &request.name, dataset, range: Range::new(request.capacity_range.as_ref())? })
 }
 
-/// A name, or an id that may be anybody's: any text without the characters that the specification bans.
-pub(super) fn text(field: &'static str, value: &str) -> Result<(), CallError> {
-    given(field, value)?;
-    if value.len() > TEXT_MAX {
-        return Err(CallError::invalid(field, format!("has {} bytes, more than {TEXT_MAX}", value.len())));
-    }
-    if value.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')) {
-        return Err(CallError::invalid(field, "has control characters"));
-    }
-    Ok(())
-}
-
 /// Why a volume is not what a caller takes it for.
 pub(super) fn fits(volume: &Volume, request: &ValidateVolumeCapabilitiesRequest) -> Result<(), CallError> {
     capabilities(&request.volume_capabilities)?;
@@ -76,7 +61,7 @@ pub(super) fn fits(volume: &Volume, request: &ValidateVolumeCapabilitiesRequest)
     let is = volume.dataset.parameters();
     for (field, map) in [("volume_context", &request.volume_context), ("parameters", &request.parameters)] {
         if !map.is_empty() && *map != is {
-            return Err(CallError::invalid(field, "is not that of the volume"));
+            return Err(CallError::invalid(field, "is not that of the volume; give what CreateVolume answered"));
         }
     }
     Ok(())
@@ -85,7 +70,7 @@ pub(super) fn fits(volume: &Volume, request: &ValidateVolumeCapabilitiesRequest)
 fn capabilities(all: &[VolumeCapability]) -> Result<(), CallError> {
     const FIELD: &str = "volume_capabilities";
     if all.is_empty() {
-        return Err(CallError::invalid(FIELD, "is empty"));
+        return Err(CallError::invalid(FIELD, "is empty, and must not be"));
     }
     all.iter().try_for_each(|one| capability(FIELD, one))
 }
@@ -94,7 +79,7 @@ fn nothing_mutable(parameters: &HashMap<String, String>) -> Result<(), CallError
     if parameters.is_empty() {
         return Ok(());
     }
-    Err(CallError::invalid("mutable_parameters", "a volume has nothing that can be changed"))
+    Err(CallError::invalid("mutable_parameters", "a volume has nothing that can be changed; change the CacheDataset"))
 }
 
 fn dataset(parameters: &HashMap<String, String>) -> Result<Dataset, CallError> {
@@ -102,11 +87,12 @@ fn dataset(parameters: &HashMap<String, String>) -> Result<Dataset, CallError> {
     let unknown = parameters.keys().filter(|key| ![labels::DATASET_NAMESPACE, labels::DATASET_NAME].contains(&key.as_str()));
     // Always the same of several.
     if let Some(key) = unknown.min() {
-        return Err(CallError::invalid(FIELD, format!("{key:?} is none of the driver's")));
+        return Err(CallError::invalid(FIELD, format!("{key:?} is none of the driver's; remove it")));
     }
     let value = |key: &str| {
         let name = object_name(parameters, key);
-        name.map(str::to_owned).ok_or_else(|| CallError::invalid(FIELD, format!("{key} is missing or no name")))
+        name.map(str::to_owned)
+            .ok_or_else(|| CallError::invalid(FIELD, format!("{key} is missing or no name; give the dataset's")))
     };
     Ok(Dataset { namespace: value(labels::DATASET_NAMESPACE)?, name: value(labels::DATASET_NAME)? })
 }

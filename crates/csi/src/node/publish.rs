@@ -1,8 +1,14 @@
 //! NodePublishVolume: a superblock for the identity, a shroud and a bind mount at the target.
 
 use super::{Plugin, validate::Publish};
-use crate::{error::CallError, mount, probe::Probe, state::Record};
+use crate::{
+    error::CallError,
+    mount,
+    probe::Probe,
+    state::{Record, Terms},
+};
 use larder_fuse::{control, device::FS_TYPE};
+use larder_proto::csi::v1::volume_capability::access_mode::Mode;
 use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
 use tokio::{
     task::spawn_blocking,
@@ -25,13 +31,14 @@ impl Plugin {
         let target = &request.target;
         let _target = self.locks.target(target)?;
         let deadline = Instant::now() + PATIENCE;
+        self.expect_place(target).await?;
         let record = self.choose(&request, deadline).await?;
         let lock = timeout_at(deadline, self.locks.identity(record.identity())).await;
         let _identity = lock.map_err(|_| CallError::Queue(record.identity().to_owned()))?;
         if self.is_published(&record, target).await? {
             return Ok(());
         }
-        let record = self.state.add_target(&record, target, &request.volume_id)?;
+        let record = self.state.add_target(&record, target, &request.volume_id, &request.terms, request.pod.as_ref())?;
         let result = self.show(&record, target, deadline).await;
         match &result {
             Ok(()) => tracing::info!(identity = record.identity(), target = %target.display(), "published"),
@@ -45,15 +52,20 @@ impl Plugin {
         result
     }
 
+    /// Before anything is made: what is in the way is somebody else's, and stays.
+    async fn expect_place(&self, target: &Path) -> Result<(), CallError> {
+        let (layout, at) = (self.layout.clone(), target.to_owned());
+        match spawn_blocking(move || mount::obstacle(&layout, &at)).await?? {
+            Some(reason) => Err(CallError::Place { target: target.to_owned(), reason }),
+            None => Ok(()),
+        }
+    }
+
     /// The snapshot that this target shows already, else the newest.
     async fn choose(&self, request: &Publish, deadline: Instant) -> Result<Record, CallError> {
         let (uid, target) = (&request.dataset_uid, &request.target);
         match self.state.by_target(target) {
-            Some(record) if record.mount.dataset_uid == *uid => Ok(record),
-            Some(record) => {
-                let other = record.mount.dataset_uid;
-                Err(CallError::OtherVolume { target: target.clone(), other, wanted: uid.clone() })
-            }
+            Some(record) => expect_same(&record, request).map(|()| record),
             None => Ok(self.datasets.newest(&request.dataset_namespace, &request.dataset_name, uid, deadline).await?),
         }
     }
@@ -146,4 +158,28 @@ impl Plugin {
             Probe::Failed(source) => Err(CallError::Probe { path: path.to_owned(), source }),
         }
     }
+}
+
+/// A target that is published already may be published again as it was, and in no other way.
+fn expect_same(record: &Record, request: &Publish) -> Result<(), CallError> {
+    let target = &request.target;
+    let other = |field, was: String| Err(CallError::Published { field, target: target.clone(), was });
+    match record.volume_at(target) {
+        Some(volume) if volume != request.volume_id => return other("volume_id", volume.to_owned()),
+        None if record.mount.dataset_uid != request.dataset_uid => return other("volume_id", record.mount.dataset_uid.clone()),
+        _ => {}
+    }
+    let (namespace, name) = (&record.dataset_namespace, &record.dataset_name);
+    if (namespace, name) != (&request.dataset_namespace, &request.dataset_name) {
+        return other("volume_context", format!("dataset {namespace}/{name}"));
+    }
+    let Some(Terms { readonly, access_mode, mount_flags }) = record.terms_at(target) else { return Ok(()) };
+    if *readonly != request.terms.readonly {
+        return other("readonly", readonly.to_string());
+    }
+    if (access_mode, mount_flags) != (&request.terms.access_mode, &request.terms.mount_flags) {
+        let mode = Mode::try_from(*access_mode).unwrap_or_default().as_str_name();
+        return other("volume_capability", format!("access mode {mode} and options {mount_flags:?}"));
+    }
+    Ok(())
 }

@@ -1,35 +1,43 @@
 //! Requests of the kubelet → what they mean, or INVALID_ARGUMENT.
 
 use crate::{
-    arguments::{capability, dataset_uid, given, object_name},
+    arguments::{self, dataset_uid, object_name, text},
     error::CallError,
     layout::Layout,
+    state::{Pod, Terms},
 };
 use larder_api::labels;
-use larder_proto::csi::v1::NodePublishVolumeRequest;
+use larder_core::names;
+use larder_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability, volume_capability::AccessType};
 use std::path::PathBuf;
 
 /// Volume attribute that the kubelet adds (`podInfoOnMount`).
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+/// Further ones.
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 
 /// A publish that makes sense.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Publish {
-    pub(super) target: PathBuf,
-    pub(super) volume_id: String,
-    pub(super) dataset_uid: String,
-    pub(super) dataset_namespace: String,
-    pub(super) dataset_name: String,
+pub(crate) struct Publish {
+    pub(crate) target: PathBuf,
+    pub(crate) volume_id: String,
+    pub(crate) terms: Terms,
+    pub(crate) dataset_uid: String,
+    pub(crate) dataset_namespace: String,
+    pub(crate) dataset_name: String,
+    /// Whom to tell when the mount ends.
+    pub(crate) pod: Option<Pod>,
 }
 
-pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, CallError> {
+pub(crate) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Result<Publish, CallError> {
     let dataset_uid = dataset_uid(&request.volume_id)?;
     let target = layout.target(&request.target_path).map_err(|e| CallError::invalid("target_path", e))?;
-    match &request.volume_capability {
-        Some(one) => capability("volume_capability", one)?,
-        None => return Err(CallError::invalid("volume_capability", "is missing")),
-    }
+    let missing = || CallError::invalid("volume_capability", "is missing, and must not be");
+    let capability = request.volume_capability.as_ref().ok_or_else(missing)?;
+    arguments::capability("volume_capability", capability)?;
     let context = &request.volume_context;
+    arguments::context(context)?;
     let name = |key: &str| {
         let strange = || format!("{key} is missing or no name; is the PersistentVolume one of Larder's?");
         object_name(context, key).ok_or_else(|| CallError::invalid("volume_context", strange()))
@@ -43,16 +51,28 @@ pub(super) fn publish(layout: &Layout, request: &NodePublishVolumeRequest) -> Re
         _ => Ok(Publish {
             target,
             volume_id: request.volume_id.clone(),
+            terms: terms(request.readonly, capability),
             dataset_uid: dataset_uid.to_owned(),
             dataset_namespace: dataset_namespace.to_owned(),
             dataset_name: dataset_name.to_owned(),
+            pod: object_name(context, POD_NAME)
+                .zip(context.get(POD_UID).filter(|uid| names::is_uid(uid)))
+                .map(|(name, uid)| Pod { name: name.to_owned(), uid: uid.clone() }),
         }),
     }
 }
 
+fn terms(readonly: bool, capability: &VolumeCapability) -> Terms {
+    let mount_flags = match &capability.access_type {
+        Some(AccessType::Mount(mount)) => mount.mount_flags.iter().cloned().collect(),
+        _ => Default::default(),
+    };
+    Terms { readonly, access_mode: capability.access_mode.as_ref().map_or(0, |mode| mode.mode), mount_flags }
+}
+
 /// The volume id is not looked at closely: what was never published must be possible to unpublish.
 pub(super) fn unpublish(layout: &Layout, volume_id: &str, target_path: &str) -> Result<PathBuf, CallError> {
-    given("volume_id", volume_id)?;
+    text("volume_id", volume_id)?;
     layout.target(target_path).map_err(|e| CallError::invalid("target_path", e))
 }
 
@@ -153,10 +173,40 @@ mod tests {
     }
 
     #[test]
+    fn attributes_are_those_of_the_driver_and_of_kubernetes() {
+        let with = |key: &str| {
+            let mut request = mk_request();
+            request.volume_context.insert(key.to_owned(), "vision".to_owned());
+            code(&request)
+        };
+        for good in
+            ["csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/not yet known", "storage.kubernetes.io/csiProvisionerIdentity"]
+        {
+            assert_eq!(with(good), Code::Ok, "{good}");
+        }
+        for bad in [
+            "",
+            "mountOptions",
+            "-o",
+            "larder.dev/dataset-name ",
+            "larder.dev/path",
+            "LARDER.dev/dataset-name",
+            "csi.storage.k8s.io",
+            "csi.storage.k8s.io/POD.namespace",
+            "a\n",
+            "\0",
+        ] {
+            assert_eq!(with(bad), Code::InvalidArgument, "{bad:?}");
+        }
+    }
+
+    #[test]
     fn what_was_never_valid_can_be_unpublished() {
         let layout = Layout::new(Path::new("/kubelet"));
         assert!(unpublish(&layout, "made by hand", "/kubelet/pods/1/mount").is_ok());
-        assert!(unpublish(&layout, "", "/kubelet/pods/1/mount").is_err());
+        for bad in ["", "a\0b", &"x".repeat(129)] {
+            assert!(unpublish(&layout, bad, "/kubelet/pods/1/mount").is_err());
+        }
         assert!(unpublish(&layout, "x", "").is_err());
         assert!(unpublish(&layout, "x", "/etc").is_err());
     }

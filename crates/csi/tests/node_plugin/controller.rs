@@ -146,7 +146,7 @@ async fn what_the_controller_refuses_leaves_nothing() {
     let Some(lab) = Lab::start().await else { return };
     let mut controller = lab.controller(ALONE).await;
     let capabilities = controller.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await.unwrap().into_inner();
-    assert_eq!(capabilities.capabilities.len(), 1);
+    assert_eq!(capabilities.capabilities.len(), 2);
     assert_eq!(controller.list_volumes(ListVolumesRequest::default()).await.unwrap_err().code(), Code::Unimplemented);
     let info = lab.node_at(ALONE).await.node_get_info(NodeGetInfoRequest {}).await;
     assert_eq!(info.unwrap_err().code(), Code::Unimplemented, "the node service is on the other socket");

@@ -50,6 +50,7 @@ const START: Duration = Duration::from_secs(20);
 struct Dataset {
     object: Mutex<Option<Value>>,
     looked_at: Notify,
+    events: Mutex<Vec<Value>>,
 }
 
 type Api = Arc<Dataset>;
@@ -119,7 +120,8 @@ impl Lab {
 
     pub fn request(&self, target: &Path) -> NodePublishVolumeRequest {
         let mut volume_context = parameters();
-        volume_context.insert("csi.storage.k8s.io/pod.namespace".to_owned(), "vision".to_owned());
+        let pod = [("namespace", "vision"), ("name", "reader"), ("uid", UID)];
+        volume_context.extend(pod.map(|(key, value)| (format!("csi.storage.k8s.io/pod.{key}"), value.to_owned())));
         NodePublishVolumeRequest {
             volume_id: format!("{UID}.{UID}"),
             target_path: target.to_str().unwrap().to_owned(),
@@ -206,6 +208,10 @@ impl Lab {
         mountinfo::at(&table, target).into_iter().cloned().collect()
     }
 
+    pub fn mounter_socket(&self) -> PathBuf {
+        self.base.path().join("h").join(RUN).join("mounter/mounter.sock")
+    }
+
     pub fn superblock(&self, identity: &str) -> PathBuf {
         self.csi_folder().join("mounts").join(identity)
     }
@@ -251,6 +257,24 @@ impl Lab {
         tokio::time::timeout(START, self.api.looked_at.notified()).await.expect("nobody looks at the dataset");
     }
 
+    /// Waits for Events with this reason; returns kind and name of what they regard, and their notes.
+    pub async fn until_told(&self, reason: &str, count: usize) -> Vec<(String, String, String)> {
+        let deadline = tokio::time::Instant::now() + START;
+        loop {
+            let events = self.api.events.lock().unwrap().clone();
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let told = events.iter().filter(|event| event["reason"] == reason);
+            let told: Vec<_> = told
+                .map(|event| (text(&event["regarding"]["kind"]), text(&event["regarding"]["name"]), text(&event["note"])))
+                .collect();
+            if told.len() >= count {
+                return told;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "only these Events came: {events:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub async fn restart_plugin(&mut self) {
         self.plugin.0.cancel();
         (&mut self.plugin.1).await.unwrap().unwrap();
@@ -270,7 +294,7 @@ impl Lab {
     /// In its place, one that takes every call and answers none.
     pub async fn stall_mounter(&mut self) -> JoinHandle<()> {
         self.stop_mounter().await;
-        let listener = Listener::bind(&self.base.path().join("h").join(RUN).join("mounter/mounter.sock"), &[0], 0o600).unwrap();
+        let listener = Listener::bind(&self.mounter_socket(), &[0], 0o600).unwrap();
         tokio::spawn(async move {
             let mut held = Vec::new();
             loop {
@@ -294,7 +318,7 @@ impl Lab {
         // Sessions end a moment after their superblock.
         let deadline = tokio::time::Instant::now() + START;
         loop {
-            let conn = Conn::connect(&self.base.path().join("h/r/mounter/mounter.sock")).await.unwrap();
+            let conn = Conn::connect(&self.mounter_socket()).await.unwrap();
             conn.send(&mounter::Request::List {}, None).await.unwrap();
             let (reply, _) = conn.recv::<mounter::Reply>().await.unwrap().unwrap();
             let catalogs = fs::read_dir(self.base.path().join("c")).unwrap().count();
@@ -374,26 +398,39 @@ fn dataset(status: Value) -> Value {
     })
 }
 
-/// Answers `get` of the dataset; everything else is not found.
+/// Answers `get` of the dataset and takes Events; everything else is not found.
 fn client(api: &Api) -> kube::Client {
     let api = Arc::clone(api);
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-        let wanted = request.uri().path() == "/apis/larder.dev/v1alpha1/namespaces/vision/cachedatasets/imagenet";
-        let object = api.object.lock().unwrap().clone().filter(|_| wanted);
-        if wanted {
-            api.looked_at.notify_waiters();
-        }
-        let (status, body) = match object {
-            Some(object) => (200, object),
-            None => (
-                404,
-                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404}),
-            ),
-        };
-        let body = kube::client::Body::from(serde_json::to_vec(&body).unwrap());
-        std::future::ready(Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap()))
+        let api = Arc::clone(&api);
+        async move { answer(&api, request).await }
     });
     kube::Client::new(service, "default")
+}
+
+async fn answer(
+    api: &Api,
+    request: http::Request<kube::client::Body>,
+) -> Result<http::Response<kube::client::Body>, Infallible> {
+    if request.uri().path() == "/apis/events.k8s.io/v1/namespaces/vision/events" {
+        let event = request.into_body().collect_bytes().await.unwrap();
+        api.events.lock().unwrap().push(serde_json::from_slice(&event).unwrap());
+        return Ok(http::Response::builder().status(201).body(event.to_vec().into()).unwrap());
+    }
+    let wanted = request.uri().path() == "/apis/larder.dev/v1alpha1/namespaces/vision/cachedatasets/imagenet";
+    let object = api.object.lock().unwrap().clone().filter(|_| wanted);
+    if wanted {
+        api.looked_at.notify_waiters();
+    }
+    let (status, body) = match object {
+        Some(object) => (200, object),
+        None => (
+            404,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404}),
+        ),
+    };
+    let body = kube::client::Body::from(serde_json::to_vec(&body).unwrap());
+    Ok(http::Response::builder().status(status).body(body).unwrap())
 }
 
 fn worker_socket(base: &Path) -> PathBuf {
@@ -442,6 +479,7 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
         trust: larder_trust::Flags::without_certificates(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         fuse_threads: 2,
+        in_flight: larder_fuse::journal::InFlight::Auto,
         open_files: 16,
         serve: true,
         drain_seconds: 0,

@@ -1,9 +1,8 @@
 use super::*;
-use nix::sys::socket::{ControlMessage, MsgFlags};
 use serde::Deserialize;
 use std::{
     fs::File,
-    io::{IoSlice, Read, Seek, Write},
+    io::{Read, Seek, Write},
     os::{fd::AsFd, unix::fs::PermissionsExt},
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -21,6 +20,13 @@ fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+async fn echo(conn: Conn) -> Result<(), FdPassError> {
+    while let Some((text, _)) = conn.request::<Text>().await? {
+        conn.send(&text, None).await?;
+    }
+    Ok(())
+}
+
 async fn pair() -> (tempfile::TempDir, Conn, Conn) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s.sock");
@@ -34,9 +40,7 @@ fn open_fds() -> usize {
 }
 
 fn send_raw(conn: &Conn, bytes: &[u8], fds: &[i32]) {
-    let rights = [ControlMessage::ScmRights(fds)];
-    let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
-    socket::sendmsg::<()>(conn.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None).unwrap();
+    testing::send_raw(conn, bytes, fds).unwrap();
 }
 
 #[tokio::test]
@@ -183,4 +187,44 @@ async fn who_finds_no_place_waits_until_another_leaves_also_by_a_fault() {
     assert!(serving.await.unwrap_err().is_cancelled());
     // A talk goes on without the one who began it.
     ask(&second).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_is_hung_up_on_and_gives_its_place_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sock");
+    let listener = Listener::bind(&path, &[me()], 0o600).unwrap();
+    let serving = tokio::spawn(async move { listener.serve(1, echo).await });
+    let silent = Conn::connect(&path).await.unwrap();
+    let next = Conn::connect(&path).await.unwrap();
+    next.send(&text("my turn"), None).await.unwrap();
+    assert_eq!(next.recv::<Text>().await.unwrap().unwrap().0, text("my turn"));
+    assert!(silent.recv::<Text>().await.unwrap().is_none());
+    drop(next);
+    testing::say_nothing(&path).await;
+    serving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_nothing_is_not_waited_for() {
+    let (_dir, client, _server) = pair().await;
+    let long = text(&"x".repeat(MESSAGE_MAX / 2));
+    let error = loop {
+        if let Err(error) = client.send(&long, None).await {
+            break error;
+        }
+    };
+    assert!(matches!(error, FdPassError::Send(e) if e.kind() == io::ErrorKind::TimedOut));
+}
+
+#[tokio::test]
+async fn whatever_a_peer_sends_costs_no_descriptor_and_no_other_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sock");
+    let listener = Listener::bind(&path, &[me()], 0o600).unwrap();
+    let serving = tokio::spawn(async move { listener.serve(2, echo).await });
+    let good = r#"{"text":"good"}"#;
+    testing::misbehave(&path, good).await;
+    testing::be_a_stranger(&path, good).await;
+    serving.abort();
 }

@@ -1,6 +1,6 @@
-use crate::lab::ask;
+use crate::lab::{Lab, ask};
 use larder_core::names::{self, MOUNTER_UID};
-use larder_fuse::protocol::keeper::Request;
+use larder_fuse::{fdpass::testing, protocol::keeper::Request};
 use larder_keeper::{Args, run};
 use std::{
     fs::{self, Permissions},
@@ -60,4 +60,19 @@ async fn one_of_another_user_asks() {
     let Some(socket) = std::env::var_os(SOCKET) else { return };
     let answer = ask(Path::new(&socket), Request::Keys { after: String::new() }).await;
     assert!(answer.is_some(), "hung up on");
+}
+
+const KEYS: &str = r#"{"keys":{"after":""}}"#;
+
+#[tokio::test]
+async fn whatever_a_peer_sends_costs_no_descriptor_and_no_other_peer() {
+    let lab = Lab::new();
+    testing::misbehave(&lab.socket, KEYS).await;
+    testing::misbehave(&lab.socket, r#"{"get":{"key":"k"}}"#).await;
+    assert!(lab.keys().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_hung_up_on() {
+    testing::say_nothing(&Lab::new().socket).await;
 }

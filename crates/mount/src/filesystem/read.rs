@@ -7,8 +7,8 @@ use crate::{
     metrics::ReadCounters,
 };
 use bytes::Bytes;
-use fuser::ReplyData;
 use larder_core::{catalog::Catalog, key::ObjectKey};
+use larder_fuse::journal::Data;
 use parking_lot::Mutex;
 use std::{cell::RefCell, fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use tokio::{
@@ -66,7 +66,7 @@ impl<B: Backend> Reader<B> {
     }
 
     /// Answers a read of the file at `index`; `file_size` is the catalog's.
-    pub(super) fn read(&self, catalog: &Catalog<File>, index: u64, file_size: u64, offset: u64, size: u32, reply: ReplyData) {
+    pub(super) fn read(&self, catalog: &Catalog<File>, index: u64, file_size: u64, offset: u64, size: u32, reply: Data) {
         let (began, inode) = (Instant::now(), index + 1);
         let range = offset.min(file_size)..offset.saturating_add(size.into()).min(file_size);
         if range.is_empty() {

@@ -34,7 +34,17 @@ pub(super) struct Kept {
     pub(super) exchange: Exchange,
     pub(super) fuse: OwnedFd,
     pub(super) table: File,
+    /// Not of a session that an older mounter has begun.
+    pub(super) journal: Option<File>,
     pub(super) catalog: File,
+}
+
+/// What is held of a session beside its record.
+pub(super) struct Parts<'a> {
+    pub(super) fuse: OwnedFd,
+    pub(super) table: &'a File,
+    pub(super) journal: &'a File,
+    pub(super) catalog: &'a Catalog<File>,
 }
 
 /// Why a session that is held cannot be gone on with.
@@ -56,6 +66,7 @@ pub(super) fn name(identity: &str) -> String {
 
 const CONNECTION: &str = "connection";
 const OPENS: &str = "opens";
+const JOURNAL: &str = "journal";
 const CATALOG: &str = "catalog";
 
 fn key(name: &str, item: &str) -> String {
@@ -72,21 +83,16 @@ impl Keeping {
     }
 
     /// Whether the keeper has all of it by now.
-    pub(super) async fn session(
-        &self,
-        name: &str,
-        mount: &Mount,
-        exchange: &Exchange,
-        fuse: OwnedFd,
-        table: &File,
-        catalog: &Catalog<File>,
-    ) -> io::Result<bool> {
+    pub(super) async fn session(&self, name: &str, mount: &Mount, exchange: &Exchange, parts: Parts<'_>) -> io::Result<bool> {
         let record = Record { version: VERSION, mount: mount.clone(), exchange: exchange.clone() };
         let record = serde_json::to_string(&record)?;
-        let (catalog, table) = (catalog.file().try_clone()?, table.try_clone()?);
+        let Parts { fuse, table, journal, catalog } = parts;
+        let (catalog, table, journal) =
+            (catalog.file().try_clone()?.into(), table.try_clone()?.into(), journal.try_clone()?.into());
         // The connection last: where it is, the rest is too.
         let mut kept = true;
-        for (what, value, fd) in [(CATALOG, "", catalog.into()), (OPENS, "", table.into()), (CONNECTION, &*record, fuse)] {
+        let items = [(CATALOG, "", catalog), (OPENS, "", table), (JOURNAL, "", journal), (CONNECTION, &*record, fuse)];
+        for (what, value, fd) in items {
             // Who did not answer once is not waited for again.
             let patience = if kept { PATIENCE } else { Duration::ZERO };
             kept &= self.0.put_now(&key(name, what), value, Some(fd), patience).await;
@@ -141,8 +147,13 @@ impl Keeping {
             return Err(KeptError::Version(name.to_owned()));
         }
         let ((_, table), (_, catalog)) = (item(OPENS)?, item(CATALOG)?);
+        let journal = match item(JOURNAL) {
+            Ok((_, journal)) => Some(journal.into()),
+            Err(KeptError::Missing(..)) => None,
+            Err(error) => return Err(error),
+        };
         let Record { mount, exchange, .. } = record;
-        Ok(Kept { name: name.to_owned(), mount, exchange, fuse, table: table.into(), catalog: catalog.into() })
+        Ok(Kept { name: name.to_owned(), mount, exchange, fuse, table: table.into(), journal, catalog: catalog.into() })
     }
 
     /// Does the keeper have everything that this process has?

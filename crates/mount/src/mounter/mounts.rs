@@ -2,7 +2,7 @@
 
 use super::{
     ended::{EndedMounts, SHOWN, Series},
-    kept::{self, Keeping, Kept, KeptError},
+    kept::{self, Keeping, Kept, KeptError, Parts},
     page::{MountPage, NodePage},
 };
 use crate::{
@@ -14,8 +14,9 @@ use crate::{
 };
 use larder_core::{catalog::Catalog, names};
 use larder_fuse::{
+    journal::{InFlight, Journal},
     protocol::mounter::{Mount, Served},
-    session::{self, Ended, Exchange, SessionError},
+    session::{self, Ended, Exchange, SessionError, Started},
 };
 use larder_telemetry::Health;
 use larder_trust::TokenError;
@@ -68,12 +69,20 @@ impl MountError {
     }
 }
 
+/// How connections are served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// For each.
+    pub(super) threads: usize,
+    pub(super) in_flight: InFlight,
+}
+
 pub(super) struct Mounts {
     node: Node,
     catalogs: Catalogs,
     metrics: Metrics,
     run_dir: PathBuf,
-    fuse_threads: usize,
+    options: Options,
     keeping: Keeping,
     table: Mutex<Table>,
     /// Number of sessions, for those who wait until there are none.
@@ -109,6 +118,7 @@ struct Connection {
     catalog: Arc<Catalog<File>>,
     fuse: OwnedFd,
     table: Arc<File>,
+    journal: File,
     /// When another process has begun.
     exchange: Option<Exchange>,
 }
@@ -119,14 +129,14 @@ impl Mounts {
         catalogs: Catalogs,
         metrics: Metrics,
         run_dir: &Path,
-        fuse_threads: usize,
+        options: Options,
         keeping: Keeping,
     ) -> Self {
         let sessions = watch::Sender::new(0);
         let run_dir = run_dir.to_owned();
         let (table, broken) = (Mutex::default(), CancellationToken::new());
         let unfit = AtomicBool::new(false);
-        Self { node, catalogs, metrics, run_dir, fuse_threads, keeping, table, sessions, broken, unfit }
+        Self { node, catalogs, metrics, run_dir, options, keeping, table, sessions, broken, unfit }
     }
 
     /// Shows the token to workers from now on.
@@ -149,10 +159,13 @@ impl Mounts {
     pub(super) async fn serve(self: &Arc<Self>, mount: Mount, fuse: OwnedFd) -> Result<(), MountError> {
         let look = check(&mount)?;
         let catalog = self.catalog(&mount).await?;
-        let table = Opening::table().map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })?;
+        let (table, journal) = (Opening::table(), Opening::journal());
+        let made =
+            |file: io::Result<File>| file.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source });
+        let (table, journal) = (Arc::new(made(table)?), made(journal)?);
         let name = kept::name(&mount.identity);
         self.table.lock().names.insert(name.clone());
-        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange: None }).await
+        self.run(Connection { name, mount, look, catalog, fuse, table, journal, exchange: None }).await
     }
 
     /// Goes on with all sessions that others hold and that this process does not know yet. With one that it can never go on with
@@ -193,22 +206,23 @@ impl Mounts {
     }
 
     async fn go_on(self: &Arc<Self>, name: &str) -> Result<(), MountError> {
-        let Kept { name, mount, exchange, fuse, table, catalog } = self.keeping.get(name)?;
+        let Kept { name, mount, exchange, fuse, table, journal, catalog } = self.keeping.get(name)?;
         let look = check(&mount)?;
         let catalog = self.catalogs.adopt(&mount.dataset_uid, &mount.snapshot, catalog).await?;
+        // One that nobody holds: it will be found empty, and tells nothing that is not so.
+        let journal = journal.map_or_else(Opening::journal, Ok);
+        let journal = journal.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })?;
         let (known, exchange) = (name.clone(), Some(exchange));
-        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), exchange }).await?;
+        self.run(Connection { name, mount, look, catalog, fuse, table: Arc::new(table), journal, exchange }).await?;
         self.table.lock().names.insert(known);
         Ok(())
     }
 
     async fn run(self: &Arc<Self>, connection: Connection) -> Result<(), MountError> {
-        let Connection { name, mut mount, look, catalog, fuse, table, exchange } = connection;
-        let duplicate = || {
-            let duplicate = fuse.try_clone();
-            duplicate.map_err(|source| MountError::Duplicate { identity: mount.identity.clone(), source })
-        };
-        let (for_plugin, for_keeper) = (duplicate()?, duplicate()?);
+        let Connection { name, mut mount, look, catalog, fuse, table, journal: file, exchange } = connection;
+        let failed = |source| MountError::Duplicate { identity: mount.identity.clone(), source };
+        let (for_plugin, for_keeper) = (fuse.try_clone().map_err(failed)?, fuse.try_clone().map_err(failed)?);
+        let journal = file.try_clone().and_then(|file| Journal::load(file, self.options.in_flight)).map_err(failed)?;
         let backings = Plugin::new(names::backing_socket(&self.run_dir), for_plugin);
         let series = (mount.dataset_uid.clone(), mount.identity.clone());
         let (session, reads) = {
@@ -221,12 +235,13 @@ impl Mounts {
         let hedged = reads.hedged.clone();
         let backend = NodeBackend::new(self.node.clone(), session, &mount.dataset_uid, &mount.snapshot, worker, hedged);
         let (backings, opens) = (Some(Arc::new(backings) as _), Some(Arc::clone(&table)));
-        let opening = Opening { wanted: mount.mode, backings, table: opens, outcome: Arc::default() };
+        let noted = Some(Arc::clone(&journal));
+        let opening = Opening { wanted: mount.mode, backings, table: opens, journal: noted, outcome: Arc::default() };
         let outcome = Arc::clone(&opening.outcome);
         let filesystem =
             DatasetFs::new(&mount.identity, Arc::clone(&catalog), look, backend, reads, opening, Handle::current());
         let resumed = exchange.is_some();
-        let threads = self.fuse_threads;
+        let threads = self.options.threads;
         let started = async {
             let began = handshake(&mount, move || match exchange {
                 Some(exchange) => session::Session::resume(filesystem, fuse, &exchange, threads),
@@ -235,13 +250,14 @@ impl Mounts {
             let began = began.await?;
             mount.mode = outcome.mode.get().copied().unwrap_or(mount.mode);
             if !resumed {
-                self.keep(&name, &mount, began.exchange(), for_keeper, &table, &catalog).await;
+                let parts = Parts { fuse: for_keeper, table: &table, journal: &file, catalog: &catalog };
+                self.keep(&name, &mount, began.exchange(), parts).await;
             }
             let identity = mount.identity.clone();
-            handshake(&mount, move || began.start(&identity)).await
+            handshake(&mount, move || began.start(&identity, Some(&journal))).await
         };
-        let ended = match started.await {
-            Ok(ended) => ended,
+        let Started { ended, replayed } = match started.await {
+            Ok(started) => started,
             Err(e) => {
                 // Of a session that was begun elsewhere somebody else may make more.
                 if !resumed {
@@ -251,7 +267,8 @@ impl Mounts {
                 return Err(e);
             }
         };
-        tracing::info!(identity = mount.identity, session, mode = ?mount.mode, resumed, "serving");
+        self.metrics.replayed(replayed.unwrap_or_default());
+        tracing::info!(identity = mount.identity, session, mode = ?mount.mode, resumed, ?replayed, "serving");
         {
             let mut table = self.table.lock();
             table.prepared.remove(&mount.identity);
@@ -266,8 +283,8 @@ impl Mounts {
     }
 
     /// Before INIT is answered: no reader may depend on what only this process has.
-    async fn keep(&self, name: &str, mount: &Mount, exchange: &Exchange, fuse: OwnedFd, table: &File, catalog: &Catalog<File>) {
-        match self.keeping.session(name, mount, exchange, fuse, table, catalog).await {
+    async fn keep(&self, name: &str, mount: &Mount, exchange: &Exchange, parts: Parts<'_>) {
+        match self.keeping.session(name, mount, exchange, parts).await {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
                 identity = mount.identity,

@@ -17,7 +17,7 @@ pub(super) async fn serve(listener: Listener, mounts: Arc<Mounts>) {
 
 async fn talk(conn: Conn, mounts: Arc<Mounts>) -> Result<(), FdPassError> {
     loop {
-        let reply = match conn.recv::<Request>().await {
+        let reply = match conn.request::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some((request, fd))) => answer(&mounts, request, fd).await,
             Err(error @ FdPassError::Decode(_)) => Reply::Error { retry: false, message: error.to_string() },

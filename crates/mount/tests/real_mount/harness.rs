@@ -231,7 +231,7 @@ impl Mounted {
         let look = Look { uid: 1234, gid: 4321, file_mode: 0o440, dir_mode: 0o550 };
         let shared = Shared(Arc::clone(&backend));
         let backings: Arc<dyn Backings> = Arc::new(Direct::new(fuse.try_clone().unwrap()));
-        let opening = Opening { wanted, backings: Some(backings), table: None, outcome: Arc::default() };
+        let opening = Opening { wanted, backings: Some(backings), ..Opening::default() };
         let outcome = Arc::clone(&opening.outcome);
         let filesystem = DatasetFs::new("test", catalog, look, shared, reads.clone(), opening, runtime.handle().clone());
         let ended = session::serve(filesystem, fuse, "test", 2).unwrap();
@@ -277,7 +277,9 @@ impl Drop for Mounted {
 fn start_watchdog(minor: u32) -> mpsc::Sender<()> {
     let (off, wait) = mpsc::channel::<()>();
     std::thread::spawn(move || {
-        if wait.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        // Each message is a sign of life.
+        let end = std::iter::repeat_with(|| wait.recv_timeout(WATCHDOG)).find_map(Result::err);
+        if end == Some(mpsc::RecvTimeoutError::Timeout) {
             eprintln!("watchdog: the test hangs; aborting FUSE connection {minor}");
             let _ = control::abort(minor);
         }

@@ -5,13 +5,22 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 
 use crate::harness::{FakeBackend, Shared, Superblock, content, mk_catalog};
-use larder_fuse::{backing, control, map::Map, protocol::mounter::Mode, session::Session};
+use larder_fuse::{
+    backing, control,
+    journal::{InFlight, Journal},
+    map::Map,
+    protocol::mounter::Mode,
+    session::Session,
+};
 use larder_mount::{
     filesystem::{DatasetFs, Look, Opening},
     metrics::Metrics,
     passthrough::Direct,
 };
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    mount::{MntFlags, umount2},
+};
 use std::{
     env,
     fs::{self, File},
@@ -35,6 +44,16 @@ const ORDER: &str = "LARDER_TEST_SERVE";
 const SIZE: u64 = 300_007;
 /// Longest wait for a process.
 const WAIT: Duration = Duration::from_secs(20);
+/// Instead of what a test kills by itself.
+const KILLS: &str = "LARDER_TEST_KILLS";
+
+/// Every way to open files, with every way to answer what was in flight.
+const WAYS: [(Mode, InFlight); 4] = [
+    (Mode::NoOpen, InFlight::Resend),
+    (Mode::NoOpen, InFlight::Journal),
+    (Mode::Passthrough, InFlight::Resend),
+    (Mode::Passthrough, InFlight::Journal),
+];
 
 fn files() -> Vec<(String, u64)> {
     let kinds = ["local", "peer", "slow"];
@@ -64,12 +83,15 @@ fn a_process_that_serves() {
     if number != "1" {
         backend.let_slow_reads_go();
     }
-    let table = File::options().read(true).write(true).open(env::var("LARDER_TEST_TABLE").unwrap()).unwrap();
+    let file = |name| File::options().read(true).write(true).open(env::var(name).unwrap()).unwrap();
+    let in_flight = env::var("LARDER_TEST_IN_FLIGHT").unwrap().to_lowercase().parse().unwrap();
+    let journal = Journal::load(file("LARDER_TEST_JOURNAL"), in_flight).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let opening = Opening {
         wanted: mode,
         backings: Some(Arc::new(Direct::new(fuse.try_clone().unwrap()))),
-        table: Some(Arc::new(table)),
+        table: Some(Arc::new(file("LARDER_TEST_TABLE"))),
+        journal: Some(Arc::clone(&journal)),
         outcome: Arc::default(),
     };
     let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
@@ -85,9 +107,11 @@ fn a_process_that_serves() {
             session
         }
     };
-    let ended = session.start("test").unwrap();
-    fs::write(dir.join(format!("serving-{number}")), "").unwrap();
-    ended.blocking_recv().unwrap().unwrap();
+    let started = session.start("test", Some(&journal)).unwrap();
+    let (said, serving) = (dir.join("said"), dir.join(format!("serving-{number}")));
+    fs::write(&said, serde_json::to_vec(&started.replayed).unwrap()).unwrap();
+    fs::rename(said, serving).unwrap();
+    started.ended.blocking_recv().unwrap().unwrap();
 }
 
 /// A mount, the process that serves it, and the next one.
@@ -95,24 +119,25 @@ struct Served {
     target: tempfile::TempDir,
     dir: tempfile::TempDir,
     minor: u32,
-    mode: Mode,
+    way: (Mode, InFlight),
     fuse: OwnedFd,
     table: File,
+    journal: File,
     number: u32,
     serving: Child,
     next: Child,
-    _watchdog: mpsc::Sender<()>,
+    watchdog: mpsc::Sender<()>,
 }
 
 impl Served {
     /// None where FUSE cannot be mounted.
-    fn new(mode: Mode) -> Option<Self> {
+    fn new(way: (Mode, InFlight)) -> Option<Self> {
         let Superblock { target, minor, fuse, watchdog } = Superblock::new()?;
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::create_dir(dir.path().join("disk")).unwrap();
-        let table = Opening::table().unwrap();
-        let (serving, next) = (start(&dir, 1, mode, &fuse, &table), start(&dir, 2, mode, &fuse, &table));
-        let served = Self { target, dir, minor, mode, fuse, table, number: 1, serving, next, _watchdog: watchdog };
+        let (table, journal) = (Opening::table().unwrap(), Opening::journal().unwrap());
+        let [serving, next] = [1, 2].map(|number| start(&dir, number, way, &fuse, [&table, &journal]));
+        let served = Self { target, dir, minor, way, fuse, table, journal, number: 1, serving, next, watchdog };
         served.give_turn();
         Some(served)
     }
@@ -128,15 +153,15 @@ impl Served {
         self.serving.wait().unwrap();
     }
 
-    /// The next process goes on; how long it took it.
-    fn go_on(&mut self) -> Duration {
-        let began = Instant::now();
+    /// The next process goes on; what it found in the journal, if it looked there.
+    fn go_on(&mut self) -> Option<usize> {
         self.number += 1;
         self.give_turn();
-        let took = began.elapsed();
-        let after = start(&self.dir, self.number + 1, self.mode, &self.fuse, &self.table);
+        let said = fs::read(self.dir.path().join(format!("serving-{}", self.number))).unwrap();
+        let after = start(&self.dir, self.number + 1, self.way, &self.fuse, [&self.table, &self.journal]);
         self.serving = std::mem::replace(&mut self.next, after);
-        took
+        self.watchdog.send(()).unwrap();
+        serde_json::from_slice(&said).unwrap()
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -167,14 +192,22 @@ impl Drop for Served {
     }
 }
 
-fn start(dir: &tempfile::TempDir, number: u32, mode: Mode, fuse: &OwnedFd, table: &File) -> Child {
-    let table = format!("/proc/{}/fd/{}", std::process::id(), table.as_raw_fd());
+fn start(
+    dir: &tempfile::TempDir,
+    number: u32,
+    (mode, in_flight): (Mode, InFlight),
+    fuse: &OwnedFd,
+    files: [&File; 2],
+) -> Child {
+    let [table, journal] = files.map(|file| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
     Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "takeover::a_process_that_serves", "--nocapture"])
         .env(ORDER, dir.path())
         .env("LARDER_TEST_NUMBER", number.to_string())
         .env("LARDER_TEST_MODE", format!("{mode:?}"))
+        .env("LARDER_TEST_IN_FLIGHT", format!("{in_flight:?}"))
         .env("LARDER_TEST_TABLE", table)
+        .env("LARDER_TEST_JOURNAL", journal)
         .stdin(fuse.try_clone().unwrap())
         .stdout(Stdio::null())
         .spawn()
@@ -183,28 +216,34 @@ fn start(dir: &tempfile::TempDir, number: u32, mode: Mode, fuse: &OwnedFd, table
 
 #[test]
 fn a_read_that_was_being_answered_when_the_process_was_killed_ends_well() {
-    for mode in [Mode::NoOpen, Mode::Passthrough] {
-        let Some(mut served) = Served::new(mode) else { return };
+    for way in WAYS {
+        let Some(mut served) = Served::new(way) else { return };
         let paths: Vec<PathBuf> = (0..8).map(|n| served.path(&format!("slow/{n}"))).collect();
         let reading: Vec<_> = paths.into_iter().map(|path| thread::spawn(move || fs::read(path))).collect();
         // They wait in the process as soon as the kernel counts them as sent.
-        let waiting = PathBuf::from(format!("/sys/fs/fuse/connections/{}/waiting", served.minor));
         let deadline = Instant::now() + WAIT;
-        while fs::read_to_string(&waiting).map_or(8, |n| n.trim().parse().unwrap()) < 8 && Instant::now() < deadline {
+        while control::waiting(served.minor).map_or(8, |n| n) < 8 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(2));
         }
         served.kill();
-        assert!(reading.iter().all(|r| !r.is_finished()), "{mode:?}: a slow read has ended before it was answered");
-        served.go_on();
+        assert!(reading.iter().all(|r| !r.is_finished()), "{way:?}: a slow read has ended before it was answered");
+        let replayed = served.go_on();
+        assert_eq!(replayed.is_some_and(|requests| requests >= 8), way.1 == InFlight::Journal, "{way:?}: {replayed:?}");
         for (n, read) in reading.into_iter().enumerate() {
-            assert!(read.join().unwrap().unwrap() == content(&format!("slow/{n}"), 0..SIZE), "{mode:?} {n}");
+            assert!(read.join().unwrap().unwrap() == content(&format!("slow/{n}"), 0..SIZE), "{way:?} {n}");
         }
     }
 }
 
 #[test]
 fn open_files_of_a_passthrough_mount_live_on_without_a_process_and_with_the_next() {
-    let Some(mut served) = Served::new(Mode::Passthrough) else { return };
+    for in_flight in [InFlight::Resend, InFlight::Journal] {
+        open_files_live_on(in_flight);
+    }
+}
+
+fn open_files_live_on(in_flight: InFlight) {
+    let Some(mut served) = Served::new((Mode::Passthrough, in_flight)) else { return };
     let expected = content("local/0", 0..SIZE);
     let open = File::open(served.path("local/0")).unwrap();
     let map = Map::new(&open, SIZE as usize).unwrap();
@@ -238,46 +277,93 @@ fn open_files_of_a_passthrough_mount_live_on_without_a_process_and_with_the_next
 
 #[test]
 fn readers_of_all_kinds_notice_no_kill() {
-    for mode in [Mode::NoOpen, Mode::Passthrough] {
-        let Some(mut served) = Served::new(mode) else { return };
+    let kills: usize = env::var(KILLS).map_or(10, |kills| kills.parse().unwrap());
+    for way in WAYS {
+        let Some(mut served) = Served::new(way) else { return };
         let (stop, passes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let root = served.target.path().to_owned();
-        let readers: Vec<_> = (0..6u64)
+        let readers: Vec<_> = (0..READERS)
             .map(|n| {
-                let (root, stop, passes) = (root.clone(), Arc::clone(&stop), Arc::clone(&passes));
+                let (root, stop, passes) = (served.target.path().to_owned(), Arc::clone(&stop), Arc::clone(&passes));
                 thread::spawn(move || {
-                    let mut worst = Duration::ZERO;
+                    let (mut reader, mut waits) = (Reader::new(root, n % 8), Vec::new());
                     while !stop.load(Relaxed) {
-                        for kind in ["local", "peer"] {
-                            let (began, path) = (Instant::now(), format!("{kind}/{n}"));
-                            let file = File::open(root.join(&path)).unwrap();
-                            // Pages that are not there are asked for.
-                            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-                                .unwrap();
-                            let mut bytes = vec![0; SIZE as usize];
-                            file.read_exact_at(&mut bytes, 0).unwrap();
-                            assert!(bytes == content(&path, 0..SIZE), "{path}");
-                            assert_eq!(fs::read_dir(root.join(kind)).unwrap().count(), 8);
-                            worst = worst.max(began.elapsed());
-                        }
+                        let began = Instant::now();
+                        reader.pass();
+                        waits.push((Instant::now(), began.elapsed()));
                         passes.fetch_add(1, Relaxed);
                     }
-                    worst
+                    waits
                 })
             })
             .collect();
-        for _ in 0..10 {
+        let (mut found, mut killed) = (0, Vec::new());
+        for _ in 0..kills {
             let seen = passes.load(Relaxed);
+            killed.push(Instant::now());
             served.kill();
-            served.go_on();
+            found += served.go_on().unwrap_or_default();
             let deadline = Instant::now() + WAIT;
-            while passes.load(Relaxed) < seen + 6 {
-                assert!(Instant::now() < deadline, "{mode:?}: readers stand still");
+            while passes.load(Relaxed) < seen + READERS {
+                assert!(Instant::now() < deadline, "{way:?}: readers stand still");
                 thread::sleep(Duration::from_millis(1));
             }
         }
         stop.store(true, Relaxed);
-        let worst = readers.into_iter().map(|reader| reader.join().unwrap()).max();
-        eprintln!("{mode:?}: 10 kills, {} passes, longest {worst:?}", passes.load(Relaxed));
+        killed.push(Instant::now());
+        // The longest pass of each reader that ended between one kill and the next.
+        let mut stalls = Vec::new();
+        for waits in readers.into_iter().map(|reader| reader.join().unwrap()) {
+            let longest =
+                |span: &[Instant]| waits.iter().filter(|(end, _)| (span[0]..span[1]).contains(end)).map(|wait| wait.1).max();
+            stalls.extend(killed.windows(2).filter_map(longest));
+        }
+        stalls.sort_unstable();
+        let (half, most) = (stalls[stalls.len() / 2], stalls[stalls.len() * 99 / 100]);
+        eprintln!("{way:?}: {kills} kills, {} passes, {found} requests in the journal", passes.load(Relaxed));
+        eprintln!("  longest passes: median {half:?}, p99 {most:?}, all {:?}", stalls.last());
+    }
+}
+
+const READERS: u64 = 16;
+
+/// Has a file of each kind open, and reads them in all ways.
+struct Reader {
+    root: PathBuf,
+    held: [(String, File); 2],
+    passes: u64,
+}
+
+impl Reader {
+    fn new(root: PathBuf, n: u64) -> Self {
+        let held = ["local", "peer"].map(|kind| {
+            let path = format!("{kind}/{n}");
+            let file = File::open(root.join(&path)).unwrap();
+            (path, file)
+        });
+        Self { root, held, passes: 0 }
+    }
+
+    fn pass(&mut self) {
+        // Pages that are not there are asked for, also those of a listing.
+        let forget = |file: &File| posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        self.passes += 1;
+        for (path, held) in &self.held {
+            let opened = File::open(self.root.join(path)).unwrap();
+            for file in [held, &opened] {
+                forget(file);
+                let mut bytes = vec![0; SIZE as usize];
+                file.read_exact_at(&mut bytes, 0).unwrap();
+                assert!(bytes == content(path, 0..SIZE), "{path}");
+            }
+            forget(&opened);
+            assert!(*Map::new(&opened, SIZE as usize).unwrap() == *content(path, 0..SIZE), "map of {path}");
+            let folder = self.root.join(path).parent().unwrap().to_owned();
+            forget(&File::open(&folder).unwrap());
+            assert_eq!(fs::read_dir(folder).unwrap().map(Result::unwrap).count(), 8);
+            // A name that the kernel does not know yet.
+            let nothing = fs::metadata(self.root.join(format!("{path}-{}", self.passes))).unwrap_err();
+            assert_eq!(nothing.raw_os_error(), Some(libc::ENOENT));
+        }
+        assert_eq!(nix::sys::statvfs::statvfs(&self.root).unwrap().files(), 28);
     }
 }

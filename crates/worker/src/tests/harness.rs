@@ -60,7 +60,7 @@ pub(super) struct Node {
     pub name: String,
     pub dir: PathBuf,
     pub credentials: PathBuf,
-    socket: PathBuf,
+    pub socket: PathBuf,
     data: SocketAddr,
     control: SocketAddr,
     stop: CancellationToken,

@@ -1,8 +1,8 @@
 //! Calls of those who are not the operator.
 
-use super::harness::{UID, eventually, settings};
+use super::harness::{Cluster, UID, eventually, settings};
 use crate::{Listeners, metrics::Metrics, serve, worker::Worker};
-use larder_fuse::fdpass::Listener;
+use larder_fuse::fdpass::{Listener, testing};
 use larder_peer::Options;
 use larder_proto::control::v1::{self as pb, worker_client::WorkerClient};
 use larder_telemetry::Health;
@@ -98,4 +98,15 @@ async fn a_worker_that_is_held_up_tells_the_operator_alone() {
     expect_only_the_operator(&ca, address).await;
     stop.cancel();
     assert!(opening.await.unwrap().unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_sent_to_the_socket_for_the_mounter_costs_no_descriptor_and_no_other_peer() {
+    let cluster = Cluster::start(1).await;
+    let (socket, digest) = (&cluster.nodes[0].socket, "0".repeat(64));
+    for good in [format!(r#"{{"open":{{"snapshot":"{digest}","inode":1}}}}"#), r#"{"catalog":{"digest":"../../x"}}"#.to_owned()]
+    {
+        testing::misbehave(socket, &good).await;
+        testing::be_a_stranger(socket, &good).await;
+    }
 }

@@ -1,150 +1,124 @@
 //! The cases.
 
-use std::time::{Duration, Instant};
+mod daemons;
+mod nodes;
+mod pods;
+mod random;
+mod workers;
 
-use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use std::time::Duration;
 
-use super::Faults;
-use crate::scenarios::larder::{Named, SYSTEM};
-use crate::scenarios::takeover::{HOLDERS, kill, serving, wait_back};
+use anyhow::Result;
 
+use super::{Faults, watch};
+
+/// Longest wait for something to be as it was.
 const WAIT: Duration = Duration::from_secs(400);
 
-/// Called after each fault.
-type After<'a, 'f> = &'a mut dyn FnMut(&Faults<'f>) -> Result<()>;
+/// Called after a fault, with the second in which it began.
+type After<'a, 'f> = &'a mut dyn FnMut(&Faults<'f>, u64) -> Result<()>;
+
+/// Injects faults and returns how many.
+type Run = for<'f> fn(&Faults<'f>, After<'_, 'f>) -> Result<usize>;
 
 /// One kind of fault.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// Stalls of readers that go through the mounter, p99 and longest.
+    pub(super) whose: Whose,
+    pub(super) limits: Limits,
+    pub(super) run: Run,
+}
+
+/// Whose stalls are judged. Errors and wrong bytes are everybody's.
+#[derive(Clone, Copy)]
+pub(super) enum Whose {
+    /// Those that go through the mounter of their node.
+    OfTheNode,
+    /// Those that have everything from other nodes.
+    Remote,
+}
+
+/// Stalls that are promised.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
     pub(super) p99: Duration,
     pub(super) max: Duration,
-    /// What is promised, for the report.
-    pub(super) target: &'static str,
-    /// Returns how many faults there were.
-    pub(super) run: for<'f> fn(&Faults<'f>, After<'_, 'f>) -> Result<usize>,
+    /// For the report.
+    pub(super) text: &'static str,
 }
 
-const SHORT: Duration = Duration::from_millis(300);
-const TWO: Duration = Duration::from_secs(2);
-const LONG: Duration = Duration::from_secs(15);
+const fn limits(p99: u64, max: u64, text: &'static str) -> Limits {
+    Limits { p99: Duration::from_millis(p99), max: Duration::from_millis(max), text }
+}
 
-pub(super) const CASES: [Case; 10] = [
-    Case { name: "mounter-process", p99: SHORT, max: TWO, target: "p99 300 ms, max 2 s", run: mounter_process },
-    Case { name: "mounter-container", p99: TWO, max: TWO, target: "max 2 s", run: mounter_container },
-    Case { name: "keeper", p99: SHORT, max: TWO, target: "p99 300 ms, max 2 s", run: |f, after| container(f, after, &[0]) },
-    Case {
-        name: "node-plugin",
-        p99: SHORT,
-        max: TWO,
-        target: "p99 300 ms, max 2 s",
-        run: |f, after| container(f, after, &[1]),
-    },
-    Case {
-        name: "keeper-and-node-plugin",
-        p99: SHORT,
-        max: TWO,
-        target: "p99 300 ms, max 2 s",
-        run: |f, after| container(f, after, &[0, 1]),
-    },
-    Case { name: "keeper-and-mounter", p99: TWO, max: TWO, target: "max 2 s", run: |f, after| with_serving(f, after, 0) },
-    Case { name: "node-plugin-and-mounter", p99: TWO, max: TWO, target: "max 2 s", run: |f, after| with_serving(f, after, 1) },
-    Case { name: "mounter-stopped", p99: LONG, max: LONG, target: "max 15 s; kubelet answers in 1 s", run: mounter_stopped },
-    Case { name: "kubelet-restart", p99: SHORT, max: TWO, target: "p99 300 ms, max 2 s", run: kubelet_restart },
-    Case { name: "mounter-update", p99: TWO, max: TWO, target: "max 2 s", run: mounter_update },
+const SHORT: Limits = limits(300, 2_000, "p99 300 ms, max 2 s");
+const TWO: Limits = limits(2_000, 2_000, "max 2 s");
+const HUNG: Limits = limits(15_000, 15_000, "max 15 s");
+/// A peer that is silent for a second is asked no more, and after two another one stands in for it.
+const PEER: Limits = limits(5_000, 5_000, "max 5 s");
+
+const fn on_node(name: &'static str, limits: Limits, run: Run) -> Case {
+    Case { name, whose: Whose::OfTheNode, limits, run }
+}
+
+const fn elsewhere(name: &'static str, limits: Limits, run: Run) -> Case {
+    Case { name, whose: Whose::Remote, limits, run }
+}
+
+/// In the order in which they run: those that change most come last.
+pub(super) const CASES: [Case; 26] = [
+    on_node("mounter-process", SHORT, daemons::mounter_process),
+    on_node("mounter-container", TWO, daemons::mounter_container),
+    on_node("keeper", SHORT, |f, after| daemons::containers(f, after, &[0])),
+    on_node("node-plugin", SHORT, |f, after| daemons::containers(f, after, &[1])),
+    on_node("keeper-and-node-plugin", SHORT, |f, after| daemons::containers(f, after, &[0, 1])),
+    on_node("keeper-and-mounter", TWO, |f, after| daemons::with_serving(f, after, 0)),
+    on_node("node-plugin-and-mounter", TWO, |f, after| daemons::with_serving(f, after, 1)),
+    on_node("mounter-stopped", HUNG, daemons::mounter_stopped),
+    on_node("kubelet-restart", SHORT, daemons::kubelet_restart),
+    on_node("mounter-update", TWO, daemons::mounter_update),
+    on_node("random-kills", TWO, random::kills),
+    on_node("app-restart-and-mounter", SHORT, |f, after| pods::app_and_mounter(f, after, false)),
+    on_node("sub-path-and-mounter", SHORT, |f, after| pods::app_and_mounter(f, after, true)),
+    on_node("blocked-reader-deleted", HUNG, pods::blocked_reader_deleted),
+    on_node("publishes-at-once", TWO, pods::publishes_at_once),
+    on_node("publish-cancelled", TWO, pods::publish_cancelled),
+    elsewhere("worker-killed", PEER, workers::killed),
+    elsewhere("worker-partitioned", PEER, workers::partitioned),
+    elsewhere("worker-slow", PEER, workers::slow),
+    elsewhere("worker-garbage", PEER, workers::garbage),
+    on_node("disk-pulled", TWO, workers::disk_pulled),
+    elsewhere("drain", SHORT, nodes::drain),
+    elsewhere("all-holders", SHORT, nodes::all_holders),
+    elsewhere("mounter-crash-loop", TWO, nodes::mounter_crash_loop),
+    elsewhere("node-gone", PEER, nodes::gone_for_good),
+    on_node("logs-at-trace", TWO, pods::logs_at_trace),
 ];
 
-/// The process that serves is killed, one time every three seconds.
-fn mounter_process<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let times = if faults.quick { 50 } else { 1000 };
-    for _ in 0..times {
-        let next = Instant::now() + Duration::from_secs(if faults.quick { 1 } else { 3 });
-        serving(faults.lab, faults.node)?.signal(Signal::SIGKILL)?;
-        after(faults)?;
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+/// Does `fault` so many times, and waits after each until all readers go on.
+fn each<'f>(
+    faults: &Faults<'f>,
+    after: After<'_, 'f>,
+    times: usize,
+    mut fault: impl FnMut(usize) -> Result<()>,
+) -> Result<usize> {
+    for number in 0..times {
+        let since = watch::now()?;
+        fault(number)?;
+        after(faults, since)?;
     }
     Ok(times)
 }
 
-/// The whole container of the process that serves is killed, as the kernel does when it has no memory left (`memory.oom.group`,
-/// which the kubelet sets).
-fn mounter_container<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let times = if faults.quick { 2 } else { 20 };
-    for _ in 0..times {
-        let serving = serving(faults.lab, faults.node)?;
-        let all = faults.node.processes();
-        let main = all.iter().find(|process| process.container_id == serving.container_id && process.is_main());
-        main.context("the container has no first process")?.signal(Signal::SIGKILL)?;
-        after(faults)?;
-    }
-    Ok(times)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Containers are killed at the same moment, and come back.
-fn container<'f>(faults: &Faults<'f>, after: After<'_, 'f>, victims: &[usize]) -> Result<usize> {
-    let times = if faults.quick { 1 } else { 5 };
-    let victims: Vec<_> = victims.iter().map(|at| HOLDERS[*at]).collect();
-    for _ in 0..times {
-        let killed = kill(faults.lab, faults.node, &victims)?;
-        wait_back(faults.lab, &killed)?;
-        after(faults)?;
+    #[test]
+    fn the_documentation_has_a_line_for_each_case() {
+        let page = include_str!("../../../../docs/reliability.md");
+        let missing: Vec<_> =
+            CASES.iter().filter(|case| !page.contains(&format!("`{}`", case.name))).map(|case| case.name).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
-    Ok(times)
-}
-
-/// A container, and the process that serves, at the same moment.
-fn with_serving<'f>(faults: &Faults<'f>, after: After<'_, 'f>, victim: usize) -> Result<usize> {
-    let times = if faults.quick { 1 } else { 5 };
-    for _ in 0..times {
-        let process = serving(faults.lab, faults.node)?;
-        let killed = kill(faults.lab, faults.node, &[HOLDERS[victim]])?;
-        process.signal(Signal::SIGKILL)?;
-        after(faults)?;
-        wait_back(faults.lab, &killed)?;
-    }
-    Ok(times)
-}
-
-/// The process that serves hangs, and with it the mount, until its supervisor has had enough. The kubelet's calls do not wait
-/// for that.
-fn mounter_stopped<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let times = if faults.quick { 1 } else { 5 };
-    for _ in 0..times {
-        serving(faults.lab, faults.node)?.signal(Signal::SIGSTOP)?;
-        for question in ["healthz", "pods", "stats/summary"] {
-            let asked = Instant::now();
-            let path = format!("/api/v1/nodes/{}/proxy/{question}", faults.node.name());
-            faults.lab.cluster.kubectl(&["get", "--raw", &path])?;
-            let took = asked.elapsed();
-            ensure!(took < Duration::from_secs(1), "the kubelet took {took:?} to answer {question}");
-        }
-        after(faults)?;
-    }
-    Ok(times)
-}
-
-/// The kubelet starts again; it mounts nothing twice.
-fn kubelet_restart<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let times = if faults.quick { 2 } else { 20 };
-    for _ in 0..times {
-        faults.node.restart_kubelet()?;
-        after(faults)?;
-    }
-    // It serves: a pod gets its volume.
-    let named = Named { lab: faults.lab, namespace: "faults-1", name: "faults-1" };
-    named.start_holder(faults.node)?;
-    faults.lab.cluster.delete_and_wait("pods", Some(named.namespace), "holder", WAIT)?;
-    Ok(times)
-}
-
-/// The mounter is replaced on all nodes by a rolling update.
-fn mounter_update<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let times = if faults.quick { 1 } else { 5 };
-    for _ in 0..times {
-        faults.lab.cluster.kubectl(&["rollout", "restart", "-n", SYSTEM, "daemonset/larder-mounter"])?;
-        faults.lab.cluster.wait_rolled_out("daemonsets", SYSTEM, "larder-mounter", WAIT)?;
-        after(faults)?;
-    }
-    Ok(times)
 }

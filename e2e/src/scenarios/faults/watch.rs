@@ -1,5 +1,9 @@
 //! Readers in a pod, and what they saw.
 
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +20,9 @@ use crate::scenarios::larder::Named;
 const PROGRAM: &str = include_str!("readers.py");
 const POD: &str = "readers";
 
+/// Errors of one case that are printed.
+const SHOWN: usize = 10;
+
 /// Seconds that belong to one fault.
 pub(super) type Window = (u64, u64);
 
@@ -29,7 +36,9 @@ pub(super) fn now() -> Result<u64> {
 }
 
 pub(super) struct Readers<'a> {
-    named: Named<'a>,
+    pub(super) named: Named<'a>,
+    pub(super) manifest: Manifest,
+    log: RefCell<Log>,
 }
 
 /// A line of the readers.
@@ -40,7 +49,35 @@ enum Line {
     Error { error: String, wrong: bool },
 }
 
+/// What the readers have said, read from their node's disk: the kubelet may be away, and asking it each time for everything would
+/// cost more than the readers do.
+struct Log {
+    file: PathBuf,
+    read: u64,
+    lines: Vec<Line>,
+}
+
+impl Log {
+    /// Reads on.
+    fn follow(&mut self) -> Result<&[Line]> {
+        let mut file = File::open(&self.file).with_context(|| format!("open {}", self.file.display()))?;
+        file.seek(SeekFrom::Start(self.read)).context("find the place in the readers' log")?;
+        let mut new = String::new();
+        file.read_to_string(&mut new).context("read the readers' log")?;
+        // The last line may still be on its way.
+        let whole = new.rfind('\n').map_or(0, |end| end + 1);
+        for line in new[..whole].lines() {
+            // Time, stream, and whether the line goes on come before what was said.
+            let said = line.splitn(4, ' ').nth(3).with_context(|| format!("no line of a container's log: {line}"))?;
+            self.lines.push(serde_json::from_str(said).with_context(|| format!("the readers say {said}"))?);
+        }
+        self.read += whole as u64;
+        Ok(&self.lines)
+    }
+}
+
 /// What readers saw of some faults.
+#[derive(Clone, Copy)]
 pub(super) struct Seen {
     pub(super) errors: usize,
     pub(super) wrong: usize,
@@ -50,7 +87,7 @@ pub(super) struct Seen {
 }
 
 impl<'a> Readers<'a> {
-    pub(super) fn start(named: Named<'a>, node: &Node, manifest: &Manifest, count: usize, kinds: &str) -> Result<Self> {
+    pub(super) fn start(named: Named<'a>, node: &Node, manifest: Manifest, count: usize, kinds: &str) -> Result<Self> {
         let sums: Value = manifest.iter().map(|(path, entry)| (path.clone(), json!(entry.sha256))).collect();
         let mut pod = named.pod(POD, node, &["python3", "-c", PROGRAM]);
         let container = &mut pod["spec"]["containers"][0];
@@ -61,46 +98,43 @@ impl<'a> Readers<'a> {
             { "name": "KINDS", "value": kinds },
         ]);
         named.lab.cluster.apply(&pod.to_string())?;
-        named.lab.cluster.wait_ready(named.namespace, POD, WAIT)?;
-        let readers = Self { named };
+        let pod = named.lab.cluster.wait_ready(named.namespace, POD, WAIT)?;
+        let uid = pod["metadata"]["uid"].as_str().context("the pod has no uid")?;
+        let folder = node.var_lib("log-pods").join(format!("{}_{POD}_{uid}", named.namespace)).join("reader");
+        let log = RefCell::new(Log { file: folder.join("0.log"), read: 0, lines: Vec::new() });
+        let readers = Self { named, manifest, log };
         readers.settle(now()?)?;
         Ok(readers)
     }
 
-    fn lines(&self) -> Result<Vec<Line>> {
-        let log = self.named.lab.cluster.logs(self.named.namespace, POD, None)?;
-        // The last line may still be on its way.
-        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("the readers say {line}"))).collect()
-    }
-
     pub(super) fn mark(&self) -> Result<Mark> {
-        Ok(Mark(self.lines()?.len()))
+        Ok(Mark(self.log.borrow_mut().follow()?.len()))
     }
 
     /// Waits until a whole second has begun after `now` in which no reader waited long; returns the seconds from now to it.
     pub(super) fn settle(&self, now: u64) -> Result<Window> {
         self.named.lab.cluster.wait_until(&format!("readers of {} to go on", self.named.name), WAIT, || {
-            let lines = self.lines()?;
-            let calm = lines.iter().find_map(|line| match line {
+            let mut log = self.log.borrow_mut();
+            let calm = log.follow()?.iter().rev().find_map(|line| match line {
                 Line::Second { second, ms, ops } if *second > now && *ops > 0 && ms.iter().all(|ms| *ms < 1000) => {
                     Some(*second)
                 }
                 _ => None,
             });
-            let second = calm.context("some wait")?;
-            Ok((now, second))
+            Ok((now, calm.context("some wait")?))
         })
     }
 
     /// What was seen since the mark, and the waits within the windows.
     pub(super) fn seen(&self, from: Mark, windows: impl Iterator<Item = Window>) -> Result<Seen> {
-        let lines = self.lines()?;
-        let lines = lines.get(from.0..).context("the readers' log was cut")?;
+        let mut log = self.log.borrow_mut();
+        let lines = log.follow()?.get(from.0..).context("the readers' log was cut")?;
         let (mut errors, mut wrong, mut waits) = (0, 0, Vec::new());
         for line in lines {
             if let Line::Error { error, wrong: bytes } = line {
-                say(format!("  {}: {error}", self.named.name));
+                if errors < SHOWN {
+                    say(format!("  {}: {error}", self.named.name));
+                }
                 errors += 1;
                 wrong += usize::from(*bytes);
             }

@@ -10,7 +10,7 @@ use super::pods::Worker;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use kube::ResourceExt as _;
-use larder_api::cache_dataset::Workers;
+use larder_api::{cache_dataset::Workers, labels};
 use larder_core::placement::{Member, Members};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,9 @@ pub(super) fn select(nodes: &[Arc<Node>], workers: &Workers) -> Selection {
 }
 
 fn repels(taint: &Taint) -> bool {
-    taint.effect != "PreferNoSchedule" && !TOLERATED_BY_DAEMON_SETS.contains(&taint.key.as_str())
+    // Workers tolerate ours too: what pods will read can come while they wait.
+    let tolerated = |key: &str| key == labels::NOT_READY_TAINT || TOLERATED_BY_DAEMON_SETS.contains(&key);
+    taint.effect != "PreferNoSchedule" && !tolerated(&taint.key)
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
@@ -232,9 +234,16 @@ mod tests {
             tainted("nvidia.com/gpu", "NoExecute"),
             tainted("team", "PreferNoSchedule"),
             tainted("node.kubernetes.io/unreachable", "NoExecute"),
+            tainted("larder.dev/not-ready", "NoExecute"),
         ];
         let found = select(&nodes, &Workers::default());
-        let want = ["gpu-0", "node.kubernetes.io.unreachable-NoExecute", "nvidia.com.gpu-NoSchedule", "team-PreferNoSchedule"];
+        let want = [
+            "gpu-0",
+            "larder.dev.not-ready-NoExecute",
+            "node.kubernetes.io.unreachable-NoExecute",
+            "nvidia.com.gpu-NoSchedule",
+            "team-PreferNoSchedule",
+        ];
         assert_eq!(found.nodes, want.map(str::to_owned).into());
         assert_eq!(found.refused.unwrap().1, "nvidia.com/gpu:NoExecute");
     }

@@ -29,6 +29,7 @@ pub(super) fn settings() -> Settings {
         worker_service_account: "larder-worker".into(),
         worker_log: "info".into(),
         member_grace: SignedDuration::from_mins(10),
+        startup_taint: false,
         authority: Some("larder-operator.larder-system.svc:7480".into()),
     }
 }

@@ -5,7 +5,8 @@ use crate::settings::{Settings, Tier};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use larder_api::{
     CacheDataset,
-    cache_dataset::{Resources, Source},
+    cache_dataset::{Resources, Source, Workers},
+    labels,
 };
 use larder_core::names;
 use serde_json::{Value, json};
@@ -105,7 +106,7 @@ pub(in super::super) fn daemon_set(owner: &Owner, dataset: &CacheDataset, settin
         "serviceAccountName": settings.worker_service_account,
         "enableServiceLinks": true, // certificates must not need DNS
         "terminationGracePeriodSeconds": 15,
-        "tolerations": spec.tolerations,
+        "tolerations": tolerations(spec),
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": names::WORKER_UID,
@@ -167,12 +168,18 @@ fn resources(given: Option<&Resources>) -> Value {
     }
 }
 
+/// Those of the spec, and that of the taint that waits for other daemons of ours.
+fn tolerations(workers: &Workers) -> Value {
+    let mut tolerations = json!(workers.tolerations);
+    push(&mut tolerations, json!({ "key": labels::NOT_READY_TAINT, "operator": "Exists" }));
+    tolerations
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::testing::{mk_dataset, mk_tier, settings};
     use super::*;
     use crate::settings::Floor;
-    use larder_api::cache_dataset::Workers;
 
     fn build(dataset: &CacheDataset) -> Value {
         let owner = Owner::of(dataset).unwrap();
@@ -228,12 +235,14 @@ mod tests {
         let ds = build(&dataset);
         let pod = &ds["spec"]["template"]["spec"];
         assert_eq!(pod["nodeSelector"], json!({ "nvidia.com/gpu.present": "true" }));
-        assert_eq!(pod["tolerations"][0]["key"], "nvidia.com/gpu");
+        let not_ready = json!({ "key": "larder.dev/not-ready", "operator": "Exists" });
+        assert_eq!((&pod["tolerations"][0]["key"], &pod["tolerations"][1]), (&json!("nvidia.com/gpu"), &not_ready));
         assert_eq!(pod["containers"][0]["resources"]["requests"]["memory"], "128Mi");
         dataset.spec.workers =
             Workers { node_selector: Default::default(), tolerations: vec![], resources: Some(Resources::default()) };
         let ds = build(&dataset);
         let pod = &ds["spec"]["template"]["spec"];
+        assert_eq!(pod["tolerations"], json!([not_ready]));
         assert!(pod.get("nodeSelector").is_none() && pod["containers"][0]["resources"].get("requests").is_none());
     }
 
