@@ -135,7 +135,7 @@ pub struct Tier {
     /// How many bytes of that disk this dataset may use on each node, such as `2Ti`.
     /// What does not fit is read from the object store each time.
     #[schemars(schema_with = "crate::quantity::schema")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+    #[x_kube(validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))")
         .message("quota must be more than 0"))]
     pub quota: Quantity,
 }
@@ -157,7 +157,7 @@ pub struct Preload {
     /// slowed down by it. Default: as fast as the source gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::quantity::schema")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+    #[x_kube(validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))")
         .message("bandwidth must be more than 0"))]
     pub bandwidth: Option<Quantity>,
 }

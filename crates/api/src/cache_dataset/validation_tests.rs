@@ -162,9 +162,10 @@ fn the_quota_is_more_than_nothing() {
     for good in [json!("1"), json!("1.5Gi"), json!(4096)] {
         assert_eq!(refusals(&with("/spec/cache/tiers/0/quota", good.clone()), None), Vec::<String>::new(), "{good}");
     }
-    for bad in [json!("0"), json!("-1Gi"), json!(0), json!("much")] {
+    for bad in [json!("0"), json!("-1Gi"), json!(0)] {
         is_refused(&with("/spec/cache/tiers/0/quota", bad), "quota must be more than 0");
     }
+    is_refused(&with("/spec/cache/tiers/0/quota", json!("much")), "spec.cache.tiers[0].quota");
 }
 
 #[test]
