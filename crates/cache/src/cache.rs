@@ -3,8 +3,9 @@
 //! Each object lies on one disk. A new one goes to the disk that weighted rendezvous hashing over their quotas names, so that each has
 //! a part of all sizes of files, or to the next one in that order if there is no room for it there. What is somewhere stays there.
 //!
-//! A disk that fails while something is kept on it gets nothing new for a minute; what was begun there begins anew on the next one. What
-//! is complete on it is still read, and what of that turns out to be unreadable is fetched again, to another disk.
+//! A disk that fails gets nothing new for a minute, and its files are given to nobody who would read past this cache; what was begun
+//! there begins anew on the next one. What is complete on it is still read here, and what of that turns out to be unreadable is fetched
+//! again, to another disk.
 
 use crate::{
     CacheError, Checked, Integrity, Object, Options, ReadError, Usage,
@@ -64,14 +65,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Place<E> {
         placement::score(key, &self.name, self.weight.load(Relaxed))
     }
 
-    /// It could not keep or give an object: another disk is to begin with it anew.
-    async fn refused(&self, key: &ObjectKey, error: &CacheError) {
+    fn fails(&self, error: &CacheError) {
         if matches!(error, CacheError::Disk { .. }) && !error.is_full() {
             if !self.is_out() {
-                tracing::error!(disk = self.name, %error, "a disk fails; nothing new is kept on it for a minute");
+                tracing::error!(disk = self.name, %error, "a disk fails; it is left alone for a minute where that is possible");
             }
             *self.failed.lock() = Some((Instant::now(), error.clone()));
         }
+    }
+
+    /// Another disk is to begin anew with an object.
+    async fn abandon(&self, key: &ObjectKey) {
         if let Err(error) = self.disk.abandon(key).await {
             tracing::debug!(disk = self.name, %key, %error, "an unfinished file stays");
         }
@@ -200,12 +204,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// disk only.
     #[must_use]
     pub fn open_now(&self, key: &ObjectKey) -> Option<File> {
-        self.complete(key)?.disk.open_now(key)
+        self.complete(key).filter(|place| !place.is_out())?.disk.open_now(key)
     }
 
-    /// The complete file, read-only, when it is known to be good. It is never changed again; erasing unlinks it.
+    /// The complete file, read-only, when it is known to be good and its disk does not fail: who holds it reads past this cache,
+    /// which could fetch elsewhere what the disk does not give. It is never changed again; erasing unlinks it.
     pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
-        self.complete(key)?.disk.open_complete(key).await
+        self.complete(key).filter(|place| !place.is_out())?.disk.open_complete(key).await
     }
 
     /// Reads the whole file and compares it with its checksums, now. False: it is not here, or was not good and went to the
@@ -265,8 +270,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
     /// to be tried.
     async fn next(&self, place: &Place<E>, key: &ObjectKey, error: ReadError<E>) -> Result<ReadError<E>, ReadError<E>> {
         match error {
-            ReadError::Cache(error) if self.all().len() > 1 && !matches!(error, CacheError::Closed { .. }) => {
-                place.refused(key, &error).await;
+            ReadError::Cache(error) if !matches!(error, CacheError::Closed { .. }) => {
+                place.fails(&error);
+                if self.all().len() < 2 {
+                    return Err(error.into());
+                }
+                place.abandon(key).await;
                 Ok(error.into())
             }
             error => Err(error),
@@ -367,6 +376,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             }
         };
         tokio::join!(place.disk.share(), scrub);
+    }
+
+    /// Someone found that the disk with this folder cannot be written to or read.
+    pub fn fails(&self, dir: &Path, error: &CacheError) {
+        if let Some(place) = self.all().iter().find(|place| Path::new(&place.name) == dir) {
+            place.fails(error);
+        }
     }
 
     /// What is wrong with disks that nothing new is kept on just now.

@@ -1,5 +1,6 @@
 //! The dataset's folder on this node: its lock, and the small files in it.
 
+use larder_cache::CacheError;
 use larder_core::names;
 use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -8,6 +9,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -95,10 +97,10 @@ impl Folder {
     }
 
     /// Writes to the disk, and waits until it has it. Blocks.
-    pub fn try_to_write(&self) -> Result<(), FolderError> {
+    pub fn try_to_write(&self) -> Result<(), CacheError> {
         let path = self.path.join("probe");
         let written = replace(&path, b"", Readers::Owner, PowerLoss::KeepsNew).and_then(|()| fs::remove_file(&path));
-        written.map_err(|source| FolderError::Disk { action: "write", path, source })
+        written.map_err(|e| CacheError::Disk { action: "write", path, source: Arc::new(e) })
     }
 
     pub fn path(&self) -> &Path {

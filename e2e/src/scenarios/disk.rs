@@ -41,36 +41,64 @@ pub(super) fn a_full_disk_is_named_and_heals(lab: &Lab) -> Result<()> {
     unmount_spare(lab)
 }
 
-/// Two disks; one of them loses what it had and takes nothing more. Nobody who reads notices, and all of it is cached again on the other.
+/// Two disks; one of them gives and takes nothing any more. Nobody who opens a file then notices, and all of it is cached again on
+/// the other one.
 pub(super) fn a_disk_of_several_that_fails_leaves_the_others(lab: &Lab) -> Result<()> {
     install(lab)?;
-    let disk = |command: &str| on_gpu_nodes(lab, command);
-    disk(&format!("mkdir -p {SPARE_TIER}; mount -t tmpfs -o size=100g spare {SPARE_TIER}"))?;
+    plug_in_spare(lab)?;
     let named = Named { lab, namespace: "two-disks", name: "two-disks" };
     let manifest = upload(lab, BUCKET, named.name, 551)?;
     lab.cluster.create_namespace(named.namespace)?;
     let tiers = "tiers: [{ name: nvme, quota: 5Gi }, { name: spare, quota: 5Gi }]";
     lab.cluster.apply(&named.yaml()?.replace("tiers: [{ name: nvme, quota: 5Gi }]", tiers))?;
     named.wait("Preloaded", WAIT)?;
-    let uid = named.object()?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let lies_on = |tier: &str| format!("test -n \"$(find {tier}/larder/{uid}/data -type f)\"");
+    let data = format!("larder/{}/data", named.uid()?);
     for tier in ["/mnt/nvme0", SPARE_TIER] {
-        disk(&lies_on(tier))?;
+        on_gpu_nodes(lab, &format!("test -n \"$(find {tier}/{data} -type f)\""))?;
     }
     named.read_everywhere(&manifest, WAIT)?;
     named.remove_readers(WAIT)?;
 
-    disk(&format!("rm -r {SPARE_TIER}/larder/{uid}/data; mount -o remount,ro {SPARE_TIER}"))?;
-    named.read_everywhere(&manifest, WAIT)?;
+    pull_out_spare(lab)?;
     named.wait_reason("WorkersReady", "DiskFailed", SPARE_TIER, WAIT)?;
+    // No page of it is left in memory either.
+    on_gpu_nodes(lab, &format!("find {SPARE_TIER}/{data} -type f -exec dd if={{}} iflag=nocache count=0 status=none ';'"))?;
+    named.read_everywhere(&manifest, WAIT)?;
     heals(&named, &manifest)?;
     named.remove_readers(WAIT)?;
     no_worker_has_crashed(&named)?;
 
-    disk(&format!("mount -o remount,rw {SPARE_TIER}"))?;
+    unmount_spare(lab)?;
+    plug_in_spare(lab)?;
+    // A pod sees the disks that were there when it started.
+    let workers = format!("larder.dev/dataset-uid={}", named.uid()?);
+    lab.cluster.kubectl(&["delete", "pods", "--namespace", SYSTEM, "--selector", &workers])?;
     named.wait("WorkersReady", WAIT)?;
     named.remove(WAIT)?;
     unmount_spare(lab)
+}
+
+/// A disk that promises 100 GiB and takes no room.
+fn plug_in_spare(lab: &Lab) -> Result<()> {
+    for node in lab.cluster.gpu_nodes() {
+        let disk = node.var_lib("spare.img").display().to_string();
+        let make = format!("rm -f {disk}; truncate -s 100G {disk}; mke2fs -q -F -t ext4 -N 20000 -O ^has_journal {disk}");
+        node.command("sh")?
+            .args(["-ec", &format!("{make}; mkdir -p {SPARE_TIER}; mount -o loop {disk} {SPARE_TIER}")])
+            .run()?;
+    }
+    Ok(())
+}
+
+/// Whatever is read from it or written to it from now on is an I/O error.
+fn pull_out_spare(lab: &Lab) -> Result<()> {
+    for node in lab.cluster.gpu_nodes() {
+        let disk = node.var_lib("spare.img").display().to_string();
+        let pull =
+            format!("truncate -s 0 {disk}; losetup --set-capacity $(losetup --noheadings --output NAME --associated {disk})");
+        node.command("sh")?.args(["-ec", &pull]).run()?;
+    }
+    Ok(())
 }
 
 /// 40 MiB for two datasets: one that takes two thirds of it, and one that comes later and has not enough in what is left.

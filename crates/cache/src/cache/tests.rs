@@ -96,6 +96,11 @@ async fn a_disk_that_fails_is_done_without_and_what_it_loses_is_fetched_to_anoth
     for n in 0..80 {
         cache.read_range(&own(n, 100), 0..100, never).await.unwrap();
     }
+    let mut opened = 0;
+    for n in 0..80 {
+        opened += u64::from(cache.open_complete(&key(n)).await.is_some());
+    }
+    assert_eq!(opened, 80 - on_bad, "nobody reads past the cache what a failing disk may not give");
     let mut damages = cache.damages();
     damages.mark_unchanged();
     fs::remove_dir_all(layout::data_folder(&root.path().join("bad"))).unwrap();
@@ -106,6 +111,21 @@ async fn a_disk_that_fails_is_done_without_and_what_it_loses_is_fetched_to_anoth
     assert_eq!(files(&cache), [0, 80]);
     assert_eq!(cache.integrity().damaged_files, on_bad);
     assert!(damages.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn the_only_disk_of_a_node_is_read_on_and_opened_by_nobody_while_it_fails() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = open(root.path(), &[("only", 0)]);
+    fill(&cache, 0..1, 100).await.unwrap();
+    assert!(cache.open_now(&key(0)).is_some() || cache.open_complete(&key(0)).await.is_some());
+    let path = root.path().join("only");
+    let error =
+        CacheError::Disk { action: "write", path: path.clone(), source: Arc::new(std::io::Error::from_raw_os_error(5)) };
+    cache.fails(&path, &error);
+    assert!(cache.open_now(&key(0)).is_none() && cache.open_complete(&key(0)).await.is_none());
+    assert_eq!(cache.read_range(&own(0, 100), 0..100, never).await.unwrap().bytes, content(0..100));
+    assert_eq!(cache.failing().len(), 1);
 }
 
 #[tokio::test]
