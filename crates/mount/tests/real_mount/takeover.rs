@@ -97,6 +97,11 @@ fn a_process_that_serves() {
     let look = Look { uid: 0, gid: 0, file_mode: 0o444, dir_mode: 0o555 };
     let reads = Metrics::default().reads("uid", "test");
     let shared = Shared(Arc::new(backend));
+    let (asked, of) = (dir.join("asked"), Arc::clone(&shared.0));
+    thread::spawn(move || {
+        of.wait_for_slow_reads(8);
+        fs::write(asked, "").unwrap();
+    });
     let filesystem = DatasetFs::new("test", Arc::new(catalog), look, shared, reads, opening, runtime.handle().clone());
     let exchange = dir.join("exchange");
     let session = match fs::read(&exchange) {
@@ -220,11 +225,7 @@ fn a_read_that_was_being_answered_when_the_process_was_killed_ends_well() {
         let Some(mut served) = Served::new(way) else { return };
         let paths: Vec<PathBuf> = (0..8).map(|n| served.path(&format!("slow/{n}"))).collect();
         let reading: Vec<_> = paths.into_iter().map(|path| thread::spawn(move || fs::read(path))).collect();
-        // They wait in the process as soon as the kernel counts them as sent.
-        let deadline = Instant::now() + WAIT;
-        while control::waiting(served.minor).map_or(8, |n| n) < 8 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(&served.dir.path().join("asked"));
         served.kill();
         assert!(reading.iter().all(|r| !r.is_finished()), "{way:?}: a slow read has ended before it was answered");
         let replayed = served.go_on();
