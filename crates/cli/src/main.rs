@@ -10,6 +10,9 @@ use clap::{Parser, Subcommand};
 use larder_telemetry::Format;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 #[command(name = "larder", version = larder_telemetry::VERSION, about = "Training data next to hungry GPUs")]
 struct Cli {

@@ -10,6 +10,29 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(Crc32Iscsi, bytes) as u32
 }
 
+/// The checksum of bytes that come piece by piece: each is looked at when it comes, while it is in the processor's cache.
+#[derive(Debug)]
+pub struct Running(crc_fast::Digest);
+
+impl Default for Running {
+    fn default() -> Self {
+        Self(crc_fast::Digest::new(Crc32Iscsi))
+    }
+}
+
+impl Running {
+    /// Adds bytes at the end.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all bytes so far.
+    #[must_use]
+    pub fn crc32c(&self) -> u32 {
+        self.0.finalize() as u32
+    }
+}
+
 /// The checksum of bytes that follow each other, from those of the parts: what was summed once is not read again for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Joined(u32);
@@ -42,6 +65,17 @@ static SHIFTS: LazyLock<HashMap<u64, [u32; 32]>> = LazyLock::new(|| {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_that_come_piece_by_piece_have_the_checksum_of_the_whole() {
+        let bytes: Vec<u8> = (0..300_000_u64).map(|i| (i * 31 + (i >> 9)) as u8).collect();
+        for piece in [1, 7, 4096, 100_000, bytes.len()] {
+            let mut running = Running::default();
+            bytes.chunks(piece).for_each(|b| running.add(b));
+            assert_eq!(running.crc32c(), crc32c(&bytes), "{piece}");
+        }
+        assert_eq!(Running::default().crc32c(), crc32c(b""));
+    }
 
     #[test]
     fn joined_parts_have_the_checksum_of_the_whole() {

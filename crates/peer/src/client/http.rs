@@ -10,7 +10,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_core::{causes, checksum::crc32c, key::ObjectKey};
+use larder_core::{causes, checksum::Running, key::ObjectKey};
 use larder_io::buffers::Buffer;
 use larder_trust::{Connector, Credentials, MOUNT_TOKEN_HEADER, Security, worker_uri};
 use parking_lot::RwLock;
@@ -113,8 +113,9 @@ impl Transport {
         let source = parts.headers.get(SOURCE_HEADER).and_then(|v| Source::parse(v.as_bytes()));
         let source = source.ok_or_else(|| Failure::Broken(format!("answered without {SOURCE_HEADER}")))?;
         let crc = crc_of(&parts);
-        let bytes = self.exactly(body, range).await?;
-        if crc.is_some_and(|crc| crc != crc32c(&bytes)) {
+        let mut got = Running::default();
+        let bytes = self.exactly(body, range, |piece| got.add(piece)).await?;
+        if crc.is_some_and(|crc| crc != got.crc32c()) {
             return Err(Failure::Broken("sent bytes that do not match their checksum".to_owned()));
         }
         Ok((source, bytes))
@@ -133,7 +134,7 @@ impl Transport {
         let path = format!("/v1/{dataset_uid}/copies/{key}{fetch}");
         let (parts, body) = self.get(address, dataset_uid, &path, Some(range), StatusCode::PARTIAL_CONTENT).await?;
         let crc = crc_of(&parts).ok_or_else(|| Failure::Broken(format!("answered without {CRC_HEADER}")))?;
-        Ok((self.exactly(body, range).await?, crc))
+        Ok((self.exactly(body, range, |_| ()).await?, crc))
     }
 
     /// Whatever it answers, it answers.
@@ -143,8 +144,8 @@ impl Transport {
         !matches!(answer, Err(Failure::NoAnswer(_) | Failure::Broken(_)))
     }
 
-    /// The whole body, if it is as long as the range.
-    async fn exactly(&self, mut body: Incoming, range: &Range<u64>) -> Result<Bytes, Failure> {
+    /// The whole body, if it is as long as the range; `each` is shown what has come.
+    async fn exactly(&self, mut body: Incoming, range: &Range<u64>, mut each: impl FnMut(&[u8])) -> Result<Bytes, Failure> {
         let len = (range.end - range.start) as usize;
         let mut buffer = Buffer::new(len);
         let mut rest = buffer.as_mut();
@@ -153,6 +154,7 @@ impl Transport {
                 .split_at_mut_checked(piece.len())
                 .ok_or_else(|| Failure::Broken(format!("sent more than the {len} bytes asked for")))?;
             into.copy_from_slice(&piece);
+            each(into);
             rest = behind;
         }
         match rest.len() {
