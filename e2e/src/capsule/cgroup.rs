@@ -77,6 +77,40 @@ fn delegate(folder: &Path) {
     }
 }
 
+/// The directory that limits the memory of a process.
+///
+/// # Errors
+/// The process is gone, or nothing limits it.
+pub fn of_memory(pid: i32) -> Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).with_context(|| format!("cgroups of process {pid}"))?;
+    let hierarchies = hierarchies();
+    // `4:memory:/path`, in version 2 `0::/path`.
+    let folders = text.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let limits =
+            |root: &Path, v2| if v2 { controllers.is_empty() } else { controllers == "memory" && root.ends_with("memory") };
+        let (root, _) = hierarchies.iter().find(|(root, v2)| limits(root, *v2))?;
+        Some(root.join(path.trim_start_matches('/')))
+    });
+    let limit = |folder: &PathBuf| LIMITS.iter().any(|file| folder.join(file).exists());
+    folders.into_iter().find(limit).with_context(|| format!("nothing limits the memory of process {pid}"))
+}
+
+/// Lets a control group have so many bytes more than it uses.
+///
+/// # Errors
+/// It takes no such limit.
+pub fn limit_memory(folder: &Path, more: u64) -> Result<()> {
+    let used = USAGES.iter().find_map(|file| fs::read_to_string(folder.join(file)).ok()).context("memory in use")?;
+    let used: u64 = used.trim().parse().context("memory in use")?;
+    let file = LIMITS.iter().map(|file| folder.join(file)).find(|file| file.exists()).context("no limit")?;
+    fs::write(&file, (used + more).to_string()).with_context(|| format!("write {}", file.display()))
+}
+
+/// Files of version 1 and 2.
+const LIMITS: [&str; 2] = ["memory.limit_in_bytes", "memory.max"];
+const USAGES: [&str; 2] = ["memory.usage_in_bytes", "memory.current"];
+
 /// The directories of a run that are there.
 pub fn of_run(run: &str) -> Vec<PathBuf> {
     hierarchies().into_iter().map(|(root, _)| root.join(TOP).join(run)).filter(|folder| folder.exists()).collect()

@@ -234,16 +234,30 @@ pub(super) fn kill(lab: &Lab, node: &Node, victims: &[(&str, &str)]) -> Result<V
     let mut processes = Vec::new();
     let mut killed = Vec::new();
     for (component, container) in victims {
-        let pods = lab.cluster.pods(SYSTEM, &format!("app.kubernetes.io/component={component}"))?;
-        let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node.name());
-        let pod = pod.with_context(|| format!("the node has no {component}"))?;
-        let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
-        processes.push(lab.cluster.main_process(SYSTEM, name, container)?.1);
-        killed.push((name.to_owned(), (*container).to_owned(), restarts(pod, container)));
+        let (was, process) = main_process(lab, node, component, container)?;
+        processes.push(process);
+        killed.push(was);
     }
     // All found before the first is killed, so that they die within a millisecond.
     processes.iter().try_for_each(|process| process.signal(Signal::SIGKILL))?;
     Ok(killed)
+}
+
+/// The first process of a container on a node.
+pub(super) fn main_process(lab: &Lab, node: &Node, component: &str, container: &str) -> Result<(Killed, Process)> {
+    let pods = lab.cluster.pods(SYSTEM, &format!("app.kubernetes.io/component={component}"))?;
+    let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node.name());
+    let pod = pod.with_context(|| format!("the node has no {component}"))?;
+    let name = pod["metadata"]["name"].as_str().context("a pod without a name")?;
+    let process = lab.cluster.main_process(SYSTEM, name, container)?.1;
+    Ok(((name.to_owned(), container.to_owned(), restarts(pod, container)), process))
+}
+
+/// Why a container ended the last time.
+pub(super) fn last_end(lab: &Lab, (pod, container, _): &Killed) -> Result<String> {
+    let pod = lab.cluster.get("pods", Some(SYSTEM), pod)?;
+    let reason = status_of(&pod, container).and_then(|status| status["lastState"]["terminated"]["reason"].as_str());
+    reason.map(str::to_owned).context("it has not ended")
 }
 
 pub(super) fn wait_back(lab: &Lab, killed: &[Killed]) -> Result<()> {

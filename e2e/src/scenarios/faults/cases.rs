@@ -66,9 +66,11 @@ const fn elsewhere(name: &'static str, limits: Limits, run: Run) -> Case {
 }
 
 /// In the order in which they run: those that change most come last.
-pub(super) const CASES: [Case; 26] = [
+pub(super) const CASES: [Case; 28] = [
     on_node("mounter-process", SHORT, daemons::mounter_process),
+    on_node("mounter-process-journal", SHORT, daemons::mounter_process_journal),
     on_node("mounter-container", TWO, daemons::mounter_container),
+    on_node("mounter-out-of-memory", TWO, daemons::mounter_out_of_memory),
     on_node("keeper", SHORT, |f, after| daemons::containers(f, after, &[0])),
     on_node("node-plugin", SHORT, |f, after| daemons::containers(f, after, &[1])),
     on_node("keeper-and-node-plugin", SHORT, |f, after| daemons::containers(f, after, &[0, 1])),

@@ -1,13 +1,18 @@
 //! Daemons of a node.
 
+use std::path::Path;
+use std::process::Command;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
+use super::nodes::with_value;
 use super::{After, Faults, WAIT, each};
+use crate::capsule::cgroup;
 use crate::scenarios::larder::SYSTEM;
-use crate::scenarios::takeover::{HOLDERS, kill, serving, wait_back};
+use crate::scenarios::takeover::{HOLDERS, kill, last_end, main_process, serving, wait_back};
 
 /// Kills of the process that serves that are one fault for the report: to wait for all readers after each would take longer than
 /// from one kill to the next.
@@ -17,7 +22,10 @@ const PERIOD: Duration = Duration::from_millis(1500);
 
 /// The process that serves is killed, again and again.
 pub(super) fn mounter_process<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    let batches = if faults.quick { 5 } else { 100 };
+    kill_again_and_again(faults, after, if faults.quick { 5 } else { 100 })
+}
+
+fn kill_again_and_again<'f>(faults: &Faults<'f>, after: After<'_, 'f>, batches: usize) -> Result<usize> {
     each(faults, after, batches, |_| {
         for _ in 0..BATCH {
             let next = Instant::now() + PERIOD;
@@ -29,21 +37,54 @@ pub(super) fn mounter_process<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> 
     .map(|batches| batches * BATCH)
 }
 
-/// The whole container of the process that serves is killed, as the kernel does when it has no memory left (`memory.oom.group`,
-/// which the kubelet sets). The other one is there by then.
+/// The same on kernels that do not send again what was not answered, as far as this one can show it.
+pub(super) fn mounter_process_journal<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
+    with_value(faults, ["mounter.inFlight=journal", "mounter.inFlight=auto"], "daemonset/larder-mounter", || {
+        kill_again_and_again(faults, after, if faults.quick { 2 } else { 20 })
+    })
+}
+
+/// The container of the process that serves is killed. The other one is there by then.
 pub(super) fn mounter_container<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     each(faults, after, if faults.quick { 2 } else { 20 }, |_| {
-        let serving = serving(faults.lab, faults.node)?;
-        let pods = faults.lab.cluster.pods(SYSTEM, "app.kubernetes.io/component=mounter")?;
-        let pod = pods.iter().find(|pod| pod["metadata"]["uid"] == serving.pod_uid.as_str()).context("no pod serves")?;
-        let statuses = pod["status"]["containerStatuses"].as_array().context("the mounter has no containers")?;
-        let id = format!("containerd://{}", serving.container_id);
-        let container = statuses.iter().find(|status| status["containerID"] == id.as_str()).context("no container serves")?;
-        let container = container["name"].as_str().context("a container without a name")?;
-        let victim = HOLDERS.iter().find(|(_, name)| *name == container).context("another container serves")?;
-        let killed = kill(faults.lab, faults.node, &[*victim])?;
+        let victim = container_that_serves(faults)?;
+        let killed = kill(faults.lab, faults.node, &[victim])?;
         wait_back(faults.lab, &killed)
     })
+}
+
+/// The same container reaches its limit of memory: the kernel kills what is in it, one process after the other.
+pub(super) fn mounter_out_of_memory<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
+    each(faults, after, if faults.quick { 1 } else { 10 }, |_| {
+        let (component, container) = container_that_serves(faults)?;
+        let (was, main) = main_process(faults.lab, faults.node, component, container)?;
+        let folder = cgroup::of_memory(main.pid)?;
+        cgroup::limit_memory(&folder, 64 << 20)?;
+        // It takes what there is, and is never the one to be killed.
+        let eat = r#"echo -1000 > /proc/self/oom_score_adj; echo 0 > "$0/cgroup.procs"; exec tail /dev/zero"#;
+        let mut eater = Command::new("sh").args(["-c", eat]).arg(&folder).spawn().context("start what takes memory")?;
+        let ended = faults.lab.cluster.wait_until(&format!("{container} is out of memory"), WAIT, || {
+            ensure!(!Path::new(&format!("/proc/{}", main.pid)).exists(), "it still runs");
+            Ok(())
+        });
+        eater.kill().and_then(|()| eater.wait()).context("end what takes memory")?;
+        ended?;
+        wait_back(faults.lab, slice::from_ref(&was))?;
+        let why = last_end(faults.lab, &was)?;
+        ensure!(why == "OOMKilled", "the container ended for another reason: {why}");
+        Ok(())
+    })
+}
+
+/// The one of [`HOLDERS`] that has the process that serves.
+fn container_that_serves(faults: &Faults<'_>) -> Result<(&'static str, &'static str)> {
+    let serving = serving(faults.lab, faults.node)?;
+    let pods = faults.lab.cluster.pods(SYSTEM, "app.kubernetes.io/component=mounter")?;
+    let pod = pods.iter().find(|pod| pod["metadata"]["uid"] == serving.pod_uid.as_str()).context("no pod serves")?;
+    let statuses = pod["status"]["containerStatuses"].as_array().context("the mounter has no containers")?;
+    let id = format!("containerd://{}", serving.container_id);
+    let container = statuses.iter().find(|status| status["containerID"] == id.as_str()).context("no container serves")?;
+    HOLDERS.into_iter().find(|(_, name)| container["name"] == *name).context("another container serves")
 }
 
 /// Containers are killed at the same moment, and come back.
