@@ -61,6 +61,8 @@ pub const ALL: &[Test] = &[
         datasets::datasets_live_beside_each_other_also_with_the_same_name,
     )
     .within(LONG),
+    Test::new("twenty_idle_workers_of_a_node_take_little_memory", datasets::twenty_idle_workers_of_a_node_take_little_memory)
+        .within(LONG),
     Test::new(
         "a_pod_that_comes_before_its_dataset_runs_when_it_is_ready",
         datasets::a_pod_that_comes_before_its_dataset_runs_when_it_is_ready,

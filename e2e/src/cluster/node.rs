@@ -310,6 +310,16 @@ impl Process {
             .is_some_and(|pids| pids.split_whitespace().last() == Some("1"))
     }
 
+    /// Bytes of memory that it has.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).context("look at a process")?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(kib.with_context(|| format!("{} has no memory", self.command))?.parse::<u64>()? << 10)
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

@@ -6,9 +6,11 @@ use anyhow::{Result, ensure};
 
 use super::larder::{BUCKET, Named, SYSTEM, install, upload};
 use crate::lab::Lab;
+use crate::report::say;
 use crate::s3::Request;
 
 const WAIT: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(300);
 
 /// The workers of a dataset know it by its uid, not by its name.
 pub(super) fn datasets_live_beside_each_other_also_with_the_same_name(lab: &Lab) -> Result<()> {
@@ -30,6 +32,42 @@ pub(super) fn datasets_live_beside_each_other_also_with_the_same_name(lab: &Lab)
     all[1].remove(WAIT)?;
     all[0].remove(WAIT)
 }
+
+/// A node has many datasets, of which few are read at a time.
+pub(super) fn twenty_idle_workers_of_a_node_take_little_memory(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let node = lab.cluster.node("gpu-1")?;
+    let namespaces: Vec<_> = (0..CROWD).map(|number| format!("crowd-{number}")).collect();
+    let all: Vec<_> = namespaces.iter().map(|namespace| Named { lab, namespace, name: "crowd" }).collect();
+    let manifest = upload(lab, BUCKET, "crowd", 13)?;
+    for named in &all {
+        lab.cluster.create_namespace(named.namespace)?;
+        let workers =
+            "  workers:\n    nodeSelector: { kubernetes.io/hostname: gpu-1 }\n    resources: { requests: { cpu: 10m } }\n";
+        lab.cluster.apply(&format!("{}{workers}", named.yaml()?))?;
+    }
+    for named in &all {
+        named.wait("Preloaded", LONG)?;
+    }
+    all[CROWD - 1].start_reader(node)?;
+    all[CROWD - 1].check_reader(node, &manifest, WAIT)?;
+    // What they needed to fetch goes back to the system within seconds.
+    lab.cluster.wait_until(&format!("{CROWD} workers with at most {IDLE} MiB each"), WAIT, || {
+        let workers: Vec<_> =
+            node.processes().into_iter().filter(|process| process.command.contains("larder worker")).collect();
+        let mut sizes = workers.iter().map(|worker| Ok(worker.resident()? >> 20)).collect::<Result<Vec<_>>>()?;
+        sizes.sort_unstable();
+        ensure!(sizes.len() == CROWD, "{} workers", sizes.len());
+        ensure!(sizes[CROWD - 1] <= IDLE, "{sizes:?} MiB");
+        say(format!("  {CROWD} workers have {} to {} MiB", sizes[0], sizes[CROWD - 1]));
+        Ok(())
+    })?;
+    all.iter().try_for_each(|named| named.remove(WAIT))
+}
+
+const CROWD: usize = 20;
+/// MiB of an idle worker.
+const IDLE: u64 = 40;
 
 /// A user may apply everything in one go, in any order.
 pub(super) fn a_pod_that_comes_before_its_dataset_runs_when_it_is_ready(lab: &Lab) -> Result<()> {
