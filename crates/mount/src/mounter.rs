@@ -54,6 +54,8 @@ const FOLDER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the keeper at start. It may come later, and be given sessions by the node plugin: that is looked for this
 /// often.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same for a process that stood by and has had everything. A keeper that lives answers in a fraction of a millisecond, and readers wait.
+const BRIEF: Duration = Duration::from_millis(200);
 /// Without a keeper for so long, mounts end with their mounter, and a new one is as good as the old one.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -184,7 +186,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     if let larder_trust::Security::Mutual(held) = security {
         background.spawn(larder_trust::store::keep(held, identity));
     }
-    if !keeping.fetch(LOOK).await {
+    if !keeping.fetch(if health.is_ready() { BRIEF } else { LOOK }).await {
         tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
     }
     mounts.take_over(&health).await;
