@@ -21,6 +21,7 @@ use crate::{
     probe::{Probe, Prober, Usage},
     state::{Record, State},
     volumes::Volumes,
+    watchdog::Connection,
 };
 use larder_keeper::client::Held;
 use larder_proto::csi::v1::{
@@ -33,6 +34,7 @@ use larder_proto::csi::v1::{
     volume_usage::Unit,
 };
 use locks::Locks;
+use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -66,6 +68,8 @@ pub(crate) struct Plugin {
     pub(crate) metrics: Metrics,
     pub(crate) events: Events,
     pub(crate) locks: Locks,
+    /// Mounts that have ended, of which it was told.
+    pub(crate) ended: Mutex<BTreeSet<Connection>>,
 }
 
 impl Plugin {

@@ -112,6 +112,7 @@ pub async fn run_with(args: Args, client: kube::Client, shutdown: CancellationTo
         prober: Prober::default(),
         metrics: Metrics::register(&mut exposition),
         locks: Default::default(),
+        ended: Default::default(),
         layout: layout.clone(),
     });
     let (starting, preparing) = (Arc::clone(&plugin), host.clone());

@@ -32,7 +32,7 @@ const STEADY: u32 = 3;
 const DEAD: Duration = Duration::from_millis(500);
 
 /// A superblock: identity and minor number.
-type Connection = (String, u32);
+pub(crate) type Connection = (String, u32);
 
 /// Since when requests wait in vain.
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
         tracing::warn!(?kernel, ?limit, ?wanted, "the kernel's limit for requests is short; readers wait less for a mounter");
     }
     // Not the plugin's own prober: a probe of this one's must not make a call of the kubelet fail.
-    let (mut waits, mut told, prober) = (Waits::default(), BTreeSet::new(), Prober::default());
+    let (mut waits, prober) = (Waits::default(), Prober::default());
     loop {
         tokio::time::sleep(LOOK.min(limit)).await;
         let unserved = match unserved(plugin).await {
@@ -93,7 +93,7 @@ pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
                 continue;
             }
         };
-        told.retain(|connection| unserved.all.contains(connection));
+        plugin.ended.lock().retain(|connection| unserved.all.contains(connection));
         for connection in waits.overdue(&unserved.waiting, Instant::now(), limit) {
             let (identity, minor) = &connection;
             tracing::error!(identity, minor, ?limit, "no mounter serves this mount and readers wait; ending it for them");
@@ -102,17 +102,9 @@ pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
             }
             plugin.metrics.aborted.inc();
             plugin.tell_ended(&connection, &format!("no mounter served it for {limit:?} while somebody read"));
-            told.insert(connection);
         }
-        let unknown: Vec<_> = unserved.idle.difference(&told).cloned().collect();
-        for connection in unknown {
-            let (identity, minor) = &connection;
-            if let Probe::Dead = prober.probe((0, *minor), &plugin.layout.superblock(identity), DEAD).await {
-                tracing::error!(identity, minor, "this mount has ended");
-                plugin
-                    .tell_ended(&connection, "mounter, keeper and node plugin were gone at one moment, or the kernel ended it");
-                told.insert(connection);
-            }
+        for connection in &unserved.idle {
+            plugin.tell_if_dead(&prober, connection).await;
         }
     }
 }
@@ -173,8 +165,37 @@ impl Plugin {
         Ok(records.iter().filter_map(of).collect())
     }
 
-    /// In the background: the next mount is not to wait for the API server.
-    fn tell_ended(&self, (identity, minor): &Connection, why: &str) {
+    /// Tells of a mount that has ended while somebody can still know whose it was: its targets are about to go. The pod may have died of
+    /// it, sooner than it was looked for.
+    pub(crate) async fn tell_if_ended(&self, identity: &str) {
+        // Without a mounter, or with one that serves it, it is not known to have ended.
+        if self.mounter.served(DEAD).await.is_ok_and(|served| !served.contains(identity)) {
+            let superblocks = self.superblocks().unwrap_or_default();
+            let connection = superblocks.iter().find(|(of, minor)| of == identity && !is_waiting(*minor));
+            if let Some(connection) = connection {
+                self.tell_if_dead(&Prober::default(), connection).await;
+            }
+        }
+    }
+
+    /// The mounter must be there and not serve it: a mount that waits for one is not to be probed, because the probe would wait in it.
+    async fn tell_if_dead(&self, prober: &Prober, connection: &Connection) {
+        let (identity, minor) = connection;
+        if self.ended.lock().contains(connection) {
+            return;
+        }
+        if let Probe::Dead = prober.probe((0, *minor), &self.layout.superblock(identity), DEAD).await {
+            tracing::error!(identity, minor, "this mount has ended");
+            self.tell_ended(connection, "mounter, keeper and node plugin were gone at one moment, or the kernel ended it");
+        }
+    }
+
+    /// Once. In the background: the next mount is not to wait for the API server.
+    fn tell_ended(&self, connection: &Connection, why: &str) {
+        if !self.ended.lock().insert(connection.clone()) {
+            return;
+        }
+        let (identity, minor) = connection;
         let Some(record) = self.state.all().into_iter().find(|record| record.identity() == identity) else { return };
         let table = mount::table().unwrap_or_default();
         let shows = |target: &&PathBuf| mount::top_in(&table, target).is_some_and(|top| top.device.1 == *minor);

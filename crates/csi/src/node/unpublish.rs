@@ -16,6 +16,7 @@ impl Plugin {
         match self.state.by_target(&target) {
             Some(record) => {
                 let _identity = self.locks.identity(record.identity()).await;
+                self.tell_if_ended(record.identity()).await;
                 self.withdraw(record.identity(), &target).await?;
                 tracing::info!(identity = record.identity(), target = %target.display(), "unpublished");
             }

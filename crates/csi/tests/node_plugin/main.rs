@@ -171,6 +171,21 @@ async fn dataset_and_pod_are_told_of_a_mount_that_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_dies_of_a_mount_that_has_ended_is_told_too() {
+    let Some(lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    larder_fuse::control::abort(lab.layers(&target)[1].device.1).unwrap();
+    // Sooner than anybody looks.
+    lab.unpublish(&target).await.unwrap();
+    let told = lab.until_told("MountEnded", 2).await;
+    let whom: Vec<_> = told.iter().map(|(kind, name, _)| (kind.as_str(), name.as_str())).collect();
+    assert_eq!(whom, [("CacheDataset", "imagenet"), ("Pod", "reader")]);
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publish_that_the_kubelet_gives_up_on_is_finished_or_undone_and_can_come_again() {
     let Some(lab) = Lab::start().await else { return };
     // At every moment of a publish, and while it waits for the dataset.
