@@ -43,18 +43,20 @@ struct Part {
     rows: &'static [Spec],
     /// Do its daemons work hard enough for the rows on memory?
     heavy: bool,
+    /// Is it left out of a quick run?
+    slow: bool,
     measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
 }
 
 const PARTS: [Part; 8] = [
-    Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
-    Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
-    Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
-    Part { rows: &epoch::ROWS, heavy: true, measure: epoch::measure },
-    Part { rows: &preload::ROWS, heavy: true, measure: preload::measure },
-    Part { rows: &scale::ROWS, heavy: false, measure: scale::measure },
-    Part { rows: &training::PEERS, heavy: false, measure: training::peers },
-    Part { rows: &training::STORY, heavy: false, measure: training::story },
+    Part { rows: &catalog::ROWS, heavy: false, slow: false, measure: catalog::measure },
+    Part { rows: &peers::PLAIN, heavy: false, slow: false, measure: peers::plain },
+    Part { rows: &peers::TLS, heavy: true, slow: false, measure: peers::tls },
+    Part { rows: &epoch::ROWS, heavy: true, slow: false, measure: epoch::measure },
+    Part { rows: &preload::ROWS, heavy: true, slow: false, measure: preload::measure },
+    Part { rows: &scale::ROWS, heavy: false, slow: true, measure: scale::measure },
+    Part { rows: &training::PEERS, heavy: false, slow: true, measure: training::peers },
+    Part { rows: &training::STORY, heavy: false, slow: true, measure: training::story },
 ];
 
 const WORKER: Spec =
@@ -67,6 +69,10 @@ pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>
     for part in &PARTS {
         let wanted: Vec<&Spec> = part.rows.iter().filter(|spec| run.wants(spec.id)).collect();
         if wanted.is_empty() && !(part.heavy && memory.contains(&true)) {
+            continue;
+        }
+        if part.slow && run.args.quick {
+            rows.extend(wanted.into_iter().map(|spec| spec.undecided("not in a quick run: it takes minutes")));
             continue;
         }
         match super::fresh(run).and_then(|()| (part.measure)(run, &mut peaks)) {

@@ -28,16 +28,12 @@ pub(super) const STORY: [Spec; 2] = [
 ];
 /// DLIO looks into it.
 const EMPTY: &str = "unet3d/valid/";
-const NOT_QUICK: &str = "not in a quick run: it takes minutes";
 /// Each half a minute for either side.
 const ROUNDS: usize = 2;
 /// Each from an empty disk.
 const STORIES: usize = 3;
 
 pub(super) fn peers(run: &Run<'_>, _: &mut Peaks) -> anyhow::Result<Vec<Row>> {
-    if run.args.quick {
-        return Ok(vec![PEERS[0].undecided(NOT_QUICK)]);
-    }
     let root = dlio::make(run, &[UNET])?;
     let network = Network::behind()?;
     let lab = Lab::start(run, &Place::Behind(&network), true)?;
@@ -65,9 +61,6 @@ pub(super) fn peers(run: &Run<'_>, _: &mut Peaks) -> anyhow::Result<Vec<Row>> {
 }
 
 pub(super) fn story(run: &Run<'_>, _: &mut Peaks) -> anyhow::Result<Vec<Row>> {
-    if run.args.quick {
-        return Ok(STORY.iter().map(|row| row.undecided(NOT_QUICK)).collect());
-    }
     let root = dlio::make(run, &[UNET])?;
     let (bytes, pace) = (bytes(&root)? as f64, DEMAND / 2.0);
     let network = Network::behind()?;
