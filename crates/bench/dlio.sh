@@ -2,9 +2,10 @@
 # DLIO 2.0.0 (PyPI) with the MLPerf Storage v2.0 workload shapes, scaled to one machine: not an MLPerf result.
 #
 #   dlio.sh setup                            packages and a virtual environment; once
-#   dlio.sh gen FOLDER                       unet3d (a tenth of its record size), resnet50, cosmoflow: 6 GB
+#   dlio.sh gen FOLDER [SHAPE...]            unet3d (a tenth of its record size; 2.4 GB), resnet50, cosmoflow; all: 6 GB
 #   dlio.sh unet FOLDER RANKS SECONDS NAME   prints the mean accelerator utilisation of the epochs
 #   dlio.sh resnet|cosmo FOLDER NAME
+#   dlio.sh epochs NAME                      of each epoch of that run: its utilisation, and the seconds it took
 set -eu
 work=${DLIO_DIR:-$HOME/.cache/larder/dlio}
 venv=$work/venv
@@ -50,12 +51,24 @@ setup)
   touch "$work/ready"
   ;;
 gen)
-  for shape in unet3d resnet50 cosmoflow; do
+  folder=$2
+  shift 2
+  [ $# -gt 0 ] || set -- unet3d resnet50 cosmoflow
+  for shape; do
     case $shape in unet3d) arguments=$unet ;; resnet50) arguments=$resnet ;; cosmoflow) arguments=$cosmo ;; esac
     # shellcheck disable=SC2086 # words on purpose
     dlio 2 "gen-$shape" $arguments ++workload.workflow.generate_data=True ++workload.workflow.train=False \
-      ++workload.dataset.data_folder="$2/$shape"
+      ++workload.dataset.data_folder="$folder/$shape"
   done
+  ;;
+epochs)
+  python3 - "$work/out/$2" << 'END'
+import json, sys
+utilisation = json.load(open(sys.argv[1] + "/summary.json"))["metric"]["train_au_percentage"]
+epochs = json.load(open(sys.argv[1] + "/per_epoch_stats.json"))
+for n, percent in enumerate(utilisation, 1):
+    print(percent, epochs[str(n)]["duration"])
+END
   ;;
 unet)
   # shellcheck disable=SC2086

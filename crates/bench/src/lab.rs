@@ -11,6 +11,7 @@ mod network;
 mod plane;
 
 pub(crate) use network::Network;
+use network::Space;
 
 use crate::{daemon::Daemon, rows::Run};
 use anyhow::Context as _;
@@ -31,7 +32,8 @@ use plane::Plane;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    net::{IpAddr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
@@ -66,6 +68,7 @@ pub(crate) struct Lab {
 
 struct Worker {
     node: String,
+    space: Option<Space>,
     daemon: Daemon,
     control: WorkerClient<Channel>,
 }
@@ -82,7 +85,7 @@ pub(crate) struct Mounter {
 pub(crate) enum Place<'a> {
     /// Nodes of this machine's own network, so many.
     Loopback(u8),
-    /// One node behind a link.
+    /// Nodes behind links.
     Behind(&'a Network),
 }
 
@@ -90,7 +93,7 @@ impl Place<'_> {
     fn nodes(&self) -> BTreeMap<String, IpAddr> {
         match self {
             Self::Loopback(count) => (0..*count).map(|n| (node(n.into()), loopback(n))).collect(),
-            Self::Behind(_) => [(node(0), Network::WORKER)].into(),
+            Self::Behind(network) => (0..network.nodes()).map(|n| (node(n.into()), Network::node(n))).collect(),
         }
     }
 
@@ -101,12 +104,17 @@ impl Place<'_> {
         }
     }
 
-    fn command(&self, program: &Path) -> Command {
+    fn space(&self, n: u8) -> Option<Space> {
         match self {
-            Self::Loopback(_) => Command::new(program),
-            Self::Behind(network) => network.command(program),
+            Self::Loopback(_) => None,
+            Self::Behind(network) => Some(network.space(n)),
         }
     }
+}
+
+/// Runs there, or where this process does.
+fn command(program: &Path, space: Option<&Space>) -> Command {
+    space.map_or_else(|| Command::new(program), |space| space.command(program))
 }
 
 fn node(n: usize) -> String {
@@ -124,11 +132,12 @@ impl Lab {
         let nodes = place.nodes();
         let plane = Plane::start(&runtime, place.host(), tls, nodes.clone())?;
         let mut this = Self { runtime, plane, program: run.larder.clone(), dir: run.data.join("lab"), workers: Vec::new() };
-        for (node, address) in nodes {
+        for ((node, address), n) in nodes.into_iter().zip(0..) {
+            let space = place.space(n);
             let (dir, sockets) = (this.disk(&node), this.sockets(&node)?);
             fs::create_dir_all(dir.parent().unwrap_or(&dir)).with_context(|| format!("make {}", dir.display()))?;
             let identity = Identity::Worker { dataset: UID.to_owned(), node: node.clone() };
-            let mut command = place.command(&this.program);
+            let mut command = command(&this.program, space.as_ref());
             command.arg("worker").args(["--dataset-uid", UID]).arg("--dir").arg(&dir).arg("--file-origin").arg(&run.data);
             let port = |port| SocketAddr::new(address, port).to_string();
             command.args(["--data-addr", &port(names::WORKER_DATA_PORT)]);
@@ -138,7 +147,7 @@ impl Lab {
             let log = this.dir.join(format!("{node}-worker.log"));
             let daemon = Daemon::start(&mut command, &log, "worker is ready", PATIENCE)?;
             let control = this.control(address)?;
-            this.workers.push(Worker { node, daemon, control });
+            this.workers.push(Worker { node, space, daemon, control });
         }
         Ok(this)
     }
@@ -284,6 +293,17 @@ impl Lab {
         self.workers.iter().map(|w| w.daemon.cpu()).sum()
     }
 
+    /// Bytes that each worker has given to peers so far, as its metrics say.
+    pub fn served(&self) -> anyhow::Result<Vec<u64>> {
+        let of = |worker: &Worker| {
+            let address = SocketAddr::new(self.plane.roster.addresses[&worker.node], names::WORKER_ADMIN_PORT);
+            let text = metrics(address).with_context(|| format!("read the metrics of {}", worker.node))?;
+            let served = text.lines().filter(|line| line.starts_with("larder_worker_served_bytes_total{"));
+            Ok(served.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+        };
+        self.workers.iter().map(of).collect()
+    }
+
     /// The most that one worker ever held, in bytes.
     pub fn peak_memory(&self) -> Option<u64> {
         self.workers.iter().filter_map(|w| w.daemon.peak_memory()).max()
@@ -291,13 +311,14 @@ impl Lab {
 
     /// Starts the mounter of a node: that of a worker, or one without.
     pub fn mounter(&self, n: u8, has_worker: bool) -> anyhow::Result<Mounter> {
-        let node = if has_worker { self.workers[usize::from(n)].node.clone() } else { "reader".to_owned() };
+        let worker = has_worker.then(|| &self.workers[usize::from(n)]);
+        let (node, space) = worker.map_or_else(|| ("reader".to_owned(), None), |w| (w.node.clone(), w.space.as_ref()));
         let sockets = self.sockets(&node)?;
         let admin = |port| SocketAddr::new(loopback(n), port).to_string();
-        let mut command = Command::new(&self.program);
-        command.arg("keeper").arg("--run-dir").arg(&sockets).args(["--admin-addr", &admin(names::KEEPER_ADMIN_PORT)]);
-        let keeper = Daemon::start(&mut command, &self.dir.join(format!("{node}-keeper.log")), "keeper is ready", PATIENCE)?;
-        let mut command = Command::new(&self.program);
+        let mut keeping = command(&self.program, space);
+        keeping.arg("keeper").arg("--run-dir").arg(&sockets).args(["--admin-addr", &admin(names::KEEPER_ADMIN_PORT)]);
+        let keeper = Daemon::start(&mut keeping, &self.dir.join(format!("{node}-keeper.log")), "keeper is ready", PATIENCE)?;
+        let mut command = command(&self.program, space);
         command.arg("mounter").arg("--catalog-dir").arg(self.dir.join(format!("{node}-catalogs")));
         command.args(["--drain-seconds", "1", "--admin-addr", &admin(names::MOUNTER_ADMIN_PORT)]);
         self.common(&mut command, &node, &sockets, &Identity::Mounter { node: node.clone() })?;
@@ -361,6 +382,17 @@ impl Lab {
         }
         fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
     }
+}
+
+/// What an admin port shows.
+fn metrics(address: SocketAddr) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    anyhow::ensure!(text.lines().next().is_some_and(|status| status.contains(" 200 ")), "{address} does not show its metrics");
+    Ok(text)
 }
 
 /// Of a node of a lab in this folder.

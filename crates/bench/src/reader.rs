@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Bytes of one read
     #[arg(long, default_value_t = 1 << 20)]
     block: usize,
-    /// Reads, where they are random; seconds, where they are mixed
+    /// Reads, where they are random; seconds, where it is read for a while
     #[arg(long, default_value_t = 0)]
     count: usize,
     /// Of what is random
@@ -58,6 +58,8 @@ pub(crate) enum Kind {
     Mapped,
     /// Open, stat, read whole, close, in random order.
     Small,
+    /// The same again and again for a while, without the page cache.
+    Again,
     /// `find -printf %s`.
     Walk,
 }
@@ -130,6 +132,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Kind::Random => random::pread(&files, args.block, args.count, args.seed)?,
         Kind::Mapped => random::touch(&files, args.count, args.seed)?,
         Kind::Small => small::read(files, args.threads, args.seed)?,
+        Kind::Again => small::again(files, args.threads, args.count, args.seed)?,
         Kind::Walk => walk::find(&args.root)?,
     };
     println!("{}", serde_json::to_string(&took)?);

@@ -5,7 +5,6 @@ mod disk;
 mod dlio;
 mod mixed;
 mod nodes;
-mod pending;
 mod preload;
 
 use crate::{
@@ -188,7 +187,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let facts = crate::machine::describe(&run.data);
     println!("{facts}");
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, nodes::run, pending::run] {
+    for group in [disk::run, preload::run, mixed::run, dlio::run, cluster::run, nodes::run] {
         fresh(&run)?;
         group(&run, &mut rows, &mut failures);
     }

@@ -18,7 +18,7 @@ use quick_xml::escape::escape;
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -129,10 +129,18 @@ impl FakeS3 {
     ///
     /// # Panics
     /// When there is no port.
-    #[expect(clippy::expect_used, reason = "a test cannot go on without it")]
     pub async fn with_pages_of(page: usize) -> Self {
+        Self::on(Ipv4Addr::LOCALHOST.into(), page).await
+    }
+
+    /// The same on another address of this machine.
+    ///
+    /// # Panics
+    /// When there is no port.
+    #[expect(clippy::expect_used, reason = "a test cannot go on without it")]
+    pub async fn on(address: IpAddr, page: usize) -> Self {
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let app = Router::new().fallback(answer).with_state((Arc::clone(&shared), page));
         let task = tokio::spawn(async move {
@@ -143,7 +151,7 @@ impl FakeS3 {
         Self { address, page, shared, task }
     }
 
-    /// `http://127.0.0.1:port`
+    /// `http://address:port`
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)

@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::mpsc::{RecvTimeoutError, channel},
     time::Duration,
@@ -24,9 +24,9 @@ use std::{
 /// From the repository, in which `make bench` runs.
 const SCRIPT: &str = "crates/bench/dlio.sh";
 /// What a row calls it.
-const ABOUT: &str = "DLIO 2.0.0, MLPerf Storage v2.0 workload shape, scaled, not an MLPerf result";
+pub(super) const ABOUT: &str = "DLIO 2.0.0, MLPerf Storage v2.0 workload shape, scaled, not an MLPerf result";
 /// The utilisation that counts as "the accelerators do not wait".
-const GOOD: f64 = 98.5;
+pub(super) const GOOD: f64 = 98.5;
 /// Points that a mount may be below the local disk.
 const BELOW: f64 = 0.5;
 /// Between two drops of the page cache, where everything must come from the disk.
@@ -34,7 +34,7 @@ const DROP: Duration = Duration::from_millis(500);
 
 /// What is run on a folder.
 #[derive(Clone, Copy)]
-struct Load {
+pub(super) struct Load {
     arguments: &'static [&'static str],
     /// Behind the folder.
     more: &'static [&'static str],
@@ -43,13 +43,21 @@ struct Load {
 }
 
 const LOW: Load = Load { arguments: &["unet"], more: &["2", "0.646"], dropping: false, rounds: 3 };
+/// Low demand, and no byte of an epoch is in the page cache for the next one.
+pub(super) const UNCACHED: Load = Load { dropping: true, ..LOW };
+/// Seconds that a step of it computes.
+pub(super) const STEP: f64 = 0.646;
+/// What it asks for, in bytes a second: 2 ranks, 7 files each a step.
+pub(super) const DEMAND: f64 = 2.0 * 7.0 * 14_660_062.0 / STEP;
+/// Of it, and nothing else.
+pub(super) const UNET: &str = "unet3d";
 const SATURATED: Load = Load { arguments: &["unet"], more: &["4", "0.323"], dropping: true, rounds: 7 };
 const RESNET: Load = Load { arguments: &["resnet"], more: &[], dropping: false, rounds: 3 };
 const COSMOFLOW: Load = Load { arguments: &["cosmo"], more: &[], dropping: false, rounds: 3 };
 
 /// What the utilisation is compared with.
 #[derive(Clone, Copy)]
-enum Than {
+pub(super) enum Than {
     /// A share of the local one.
     Share(f64),
     /// The local one, less some points.
@@ -99,10 +107,7 @@ pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>
 }
 
 fn measure(run: &Run<'_>, rows: &mut Vec<Row>) -> anyhow::Result<()> {
-    script(&["setup"]).context("install DLIO")?;
-    let root = run.data.join("origin/dlio");
-    script(&["gen", &root.to_string_lossy()]).context("make DLIO's files")?;
-    let set = Set { name: "dlio", root, parts: Vec::new() };
+    let set = Set { name: "dlio", root: make(run, &[])?, parts: Vec::new() };
     for (flags, loads) in [(&["--preload"][..], &WITH[..]), (&["--preload", "--no-passthrough"][..], &WITHOUT[..])] {
         if !loads.iter().flat_map(|(_, specs)| specs.iter()).any(|(id, ..)| run.wants(id)) {
             continue;
@@ -129,7 +134,15 @@ fn measure(run: &Run<'_>, rows: &mut Vec<Row>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(id: &'static str, test: &str, than: Than, local: &[f64], mount: &[f64]) -> Row {
+/// Makes the files of some workloads, or of all; the folder that they are in.
+pub(super) fn make(run: &Run<'_>, workloads: &[&str]) -> anyhow::Result<PathBuf> {
+    script(&["setup"]).context("install DLIO")?;
+    let root = run.data.join("origin/dlio");
+    script(&[&["gen", &root.to_string_lossy()], workloads].concat()).context("make DLIO's files")?;
+    Ok(root)
+}
+
+pub(super) fn row(id: &'static str, test: &str, than: Than, local: &[f64], mount: &[f64]) -> Row {
     let local = if matches!(than, Than::Good) { &[GOOD] } else { local };
     let (ratio, bound) = (stats::ratio(mount, local), bound(than, median(local)));
     Row {
@@ -156,7 +169,7 @@ fn bound(than: Than, local: f64) -> Bound {
 
 impl Load {
     /// Mean utilisation in percent, from a cold start.
-    fn over(&self, root: &Path) -> anyhow::Result<f64> {
+    pub(super) fn over(&self, root: &Path) -> anyhow::Result<f64> {
         drop_caches()?;
         let root = root.to_string_lossy();
         let arguments = [self.arguments, &[&root], self.more, &["last"]].concat();
@@ -178,6 +191,25 @@ impl Load {
     }
 }
 
+/// An epoch of the last run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Epoch {
+    pub utilisation: f64,
+    pub seconds: f64,
+}
+
+pub(super) fn epochs() -> anyhow::Result<Vec<Epoch>> {
+    parse_epochs(&script(&["epochs", "last"])?)
+}
+
+fn parse_epochs(said: &str) -> anyhow::Result<Vec<Epoch>> {
+    let epoch = |line: &str| {
+        let (utilisation, seconds) = line.split_once(' ')?;
+        Some(Epoch { utilisation: utilisation.parse().ok()?, seconds: seconds.parse().ok()? })
+    };
+    said.lines().map(epoch).collect::<Option<_>>().with_context(|| format!("epochs {said:?}"))
+}
+
 /// Runs the script; what it printed.
 fn script(arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(SCRIPT).args(arguments).output().with_context(|| format!("run {SCRIPT}"))?;
@@ -189,6 +221,13 @@ fn script(arguments: &[&str]) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_epoch_has_a_utilisation_and_a_time() {
+        let epoch = |utilisation, seconds| Epoch { utilisation, seconds };
+        assert_eq!(parse_epochs("49.5 16.01\n99.25 8.1\n").unwrap(), [epoch(49.5, 16.01), epoch(99.25, 8.1)]);
+        assert!(parse_epochs("49.5\n").is_err());
+    }
 
     #[test]
     fn half_a_point_below_local_is_allowed_and_no_more() {

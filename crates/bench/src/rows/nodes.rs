@@ -4,12 +4,18 @@ mod catalog;
 mod epoch;
 mod peers;
 mod preload;
+mod scale;
+mod training;
 
 use super::{
     Bound::{AtLeast, AtMost},
     Row, Run, Spec,
 };
 use crate::report;
+use anyhow::Context as _;
+use larder_origin::testing::{BUCKET, FakeS3};
+use larder_proto::control::v1::Source;
+use std::{fs, path::Path};
 
 const fn spec(id: &'static str, test: &'static str, unit: &'static str, bound: super::Bound) -> Spec {
     Spec { id, test, unit, bound }
@@ -37,15 +43,20 @@ struct Part {
     rows: &'static [Spec],
     /// Do its daemons work hard enough for the rows on memory?
     heavy: bool,
+    /// Is it left out of a quick run?
+    slow: bool,
     measure: fn(&Run<'_>, &mut Peaks) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 5] = [
-    Part { rows: &catalog::ROWS, heavy: false, measure: catalog::measure },
-    Part { rows: &peers::PLAIN, heavy: false, measure: peers::plain },
-    Part { rows: &peers::TLS, heavy: true, measure: peers::tls },
-    Part { rows: &epoch::ROWS, heavy: true, measure: epoch::measure },
-    Part { rows: &preload::ROWS, heavy: true, measure: preload::measure },
+const PARTS: [Part; 8] = [
+    Part { rows: &catalog::ROWS, heavy: false, slow: false, measure: catalog::measure },
+    Part { rows: &peers::PLAIN, heavy: false, slow: false, measure: peers::plain },
+    Part { rows: &peers::TLS, heavy: true, slow: false, measure: peers::tls },
+    Part { rows: &epoch::ROWS, heavy: true, slow: false, measure: epoch::measure },
+    Part { rows: &preload::ROWS, heavy: true, slow: false, measure: preload::measure },
+    Part { rows: &scale::ROWS, heavy: false, slow: true, measure: scale::measure },
+    Part { rows: &training::PEERS, heavy: false, slow: true, measure: training::peers },
+    Part { rows: &training::STORY, heavy: false, slow: true, measure: training::story },
 ];
 
 const WORKER: Spec =
@@ -58,6 +69,10 @@ pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>
     for part in &PARTS {
         let wanted: Vec<&Spec> = part.rows.iter().filter(|spec| run.wants(spec.id)).collect();
         if wanted.is_empty() && !(part.heavy && memory.contains(&true)) {
+            continue;
+        }
+        if part.slow && run.args.quick {
+            rows.extend(wanted.into_iter().map(|spec| spec.undecided("not in a quick run: it takes minutes")));
             continue;
         }
         match super::fresh(run).and_then(|()| (part.measure)(run, &mut peaks)) {
@@ -86,13 +101,32 @@ pub(super) fn run(run: &Run<'_>, rows: &mut Vec<Row>, failures: &mut Vec<String>
 }
 
 /// A folder as a source.
-fn folder(root: &std::path::Path) -> larder_proto::control::v1::Source {
-    larder_proto::control::v1::Source { uri: format!("file://{}/", root.display()), ..Default::default() }
+fn folder(root: &Path) -> Source {
+    Source { uri: format!("file://{}/", root.display()), ..Source::default() }
+}
+
+/// Files beneath a folder, put into a bucket, as a source. A name that ends in a slash is a folder that may be empty.
+fn s3<'a>(server: &FakeS3, root: &Path, names: impl Iterator<Item = &'a str>) -> anyhow::Result<Source> {
+    for name in names {
+        let path = root.join(name);
+        let bytes = if name.ends_with('/') { Ok(Vec::new()) } else { fs::read(&path) };
+        server.put(&format!("set/{name}"), bytes.with_context(|| format!("read {}", path.display()))?);
+    }
+    Ok(Source { uri: format!("s3://{BUCKET}/set/"), endpoint: server.endpoint(), anonymous: true, ..Source::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_has_an_id_of_its_own() {
+        let mut ids: Vec<_> = PARTS.iter().flat_map(|part| part.rows).chain([&WORKER, &MOUNTER]).map(|row| row.id).collect();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+    }
 
     #[test]
     fn what_was_held_last_does_not_hide_what_was_held_most() {

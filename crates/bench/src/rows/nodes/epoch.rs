@@ -1,6 +1,6 @@
 //! A cold epoch of four nodes at once: how often does a byte leave the origin?
 
-use super::{AtMost, Peaks, Row, Run, Spec, spec};
+use super::{AtMost, Peaks, Row, Run, Spec, s3, spec};
 use crate::{
     data::{Set, Shape},
     experiment::rounds,
@@ -8,8 +8,7 @@ use crate::{
     reader::{Kind, Pass},
 };
 use anyhow::Context as _;
-use larder_origin::testing::{BUCKET, FakeS3};
-use larder_proto::control::v1 as pb;
+use larder_origin::testing::FakeS3;
 use std::fs;
 use tokio::runtime::Runtime;
 
@@ -29,16 +28,7 @@ pub(super) fn measure(run: &Run<'_>, peaks: &mut Peaks) -> anyhow::Result<Vec<Ro
     fs::write(&all, &names)?;
     let runtime = Runtime::new()?;
     let server = runtime.block_on(FakeS3::start());
-    for name in names.lines() {
-        let path = set.root.join(name);
-        server.put(&format!("epoch/{name}"), fs::read(&path).with_context(|| format!("read {}", path.display()))?);
-    }
-    let source = pb::Source {
-        uri: format!("s3://{BUCKET}/epoch/"),
-        endpoint: server.endpoint(),
-        anonymous: true,
-        ..pb::Source::default()
-    };
+    let source = s3(&server, &set.root, names.lines())?;
     // Open, read whole, close, in a random order, as an epoch does.
     let pass = Pass { kind: Kind::Small, threads: READERS, block: 0, count: 0, names: all, to: None };
     let mut sent = Vec::new();

@@ -84,7 +84,7 @@ pub(super) fn tls(run: &Run<'_>, peaks: &mut Peaks) -> anyhow::Result<Vec<Row>> 
 impl Stage {
     fn set(run: &Run<'_>, tls: bool) -> anyhow::Result<Self> {
         let set = Set::make(&run.data, "peers", &[Shape::large(run.args.quick)])?;
-        let network = Network::make()?;
+        let network = Network::behind()?;
         let lab = Lab::start(run, &Place::Behind(&network), tls)?;
         let source = folder(&set.root);
         let snapshot = lab.list(&source)?;
@@ -102,8 +102,8 @@ impl Stage {
         }
         let certificate = tls.then(|| run.data.join("tls"));
         certificate.as_deref().map(bare::make_certificate).transpose()?;
-        let listen = SocketAddr::new(Network::WORKER, PORT);
-        let mut command = network.command(&std::env::current_exe()?);
+        let listen = SocketAddr::new(Network::node(0), PORT);
+        let mut command = network.space(0).command(&std::env::current_exe()?);
         command.arg("serve").arg("--root").arg(&set.root).args(["--listen", &listen.to_string()]);
         command.args(certificate.iter().flat_map(|folder| ["--tls".as_ref(), folder.as_os_str()]));
         let server = Daemon::start(&mut command, &run.data.join("bare.log"), bare::READY, Duration::from_secs(10))?;
@@ -169,10 +169,10 @@ impl Stage {
     }
 
     fn shaped(&mut self, quick: bool) -> anyhow::Result<Row> {
-        self.network.shape(Some(LINK))?;
+        self.network.shape(0, Some(LINK))?;
         let stage = std::cell::RefCell::new(&mut *self);
         let pair = Pair::measure(quick, &[Measure::MibPerSecond], || stage.borrow_mut().bare(), || stage.borrow().larder())?;
-        self.network.shape(None)?;
+        self.network.shape(0, None)?;
         let mbit = |took: &Took| took.bytes as f64 * 8.0 / 1e6 / took.seconds;
         let plain = median(&pair.plain.iter().map(mbit).collect::<Vec<_>>());
         let conditions = format!(
