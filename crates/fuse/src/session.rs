@@ -116,6 +116,15 @@ impl<F: Filesystem> Session<F> {
         Ok(Self { session, kernel, fuse, threads, exchange: exchange.clone(), resumed: true })
     }
 
+    /// Would [`Self::resume`] go on with it? Needs no connection, so that a process can ask before it is its turn.
+    ///
+    /// # Errors
+    /// [`SessionError::OtherAnswer`]; a request that cannot be answered at all.
+    pub fn check(filesystem: F, exchange: &Exchange, threads: usize) -> Result<(), SessionError> {
+        let (_session, _kernel, answer) = negotiate(filesystem, &exchange.request, threads)?;
+        if answer == exchange.answer { Ok(()) } else { Err(SessionError::OtherAnswer) }
+    }
+
     /// For the next process.
     #[must_use]
     pub fn exchange(&self) -> &Exchange {
