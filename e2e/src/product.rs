@@ -67,10 +67,25 @@ fn compile(tools: &Tools, what: &[&str]) -> Result<()> {
     run(tools, "cargo", "building larder", &[&["build", "--release", "--locked"], what].concat()).map(drop)
 }
 
+/// Builds the archive of another release's image: the same binary, whose daemons say what their image does.
+///
+/// # Errors
+/// It cannot be written.
+pub fn release(tools: &Tools, version: &str, archive: &Path) -> Result<()> {
+    let archive = archive.to_str().context("the archive's path is not UTF-8")?;
+    let name = format!("{IMAGE}:{version}");
+    image_with(tools, &["--name", &name, "--version", version, "--output", archive])
+}
+
 fn image(tools: &Tools) -> Result<()> {
+    image_with(tools, &[])
+}
+
+fn image_with(tools: &Tools, more: &[&str]) -> Result<()> {
     let runtime = tools.image_root();
     let runtime = runtime.to_str().context("the cache's path is not UTF-8")?;
-    run(tools, "target/release/larder-xtask", "building the image", &["images", "--runtime", runtime]).map(drop)
+    let arguments = [&["images", "--runtime", runtime], more].concat();
+    run(tools, "target/release/larder-xtask", "building the image", &arguments).map(drop)
 }
 
 /// What the program that ran last has printed.

@@ -27,6 +27,7 @@ mod startup_taint;
 mod strangers;
 mod takeover;
 mod training;
+mod upgrade;
 
 use std::time::Duration;
 
@@ -98,6 +99,11 @@ pub const ALL: &[Test] = &[
     Test::new(
         "readers_notice_no_death_of_any_daemon_of_their_node",
         takeover::readers_notice_no_death_of_any_daemon_of_their_node,
+    )
+    .within(LONG),
+    Test::new(
+        "readers_notice_no_upgrade_of_all_daemons_and_no_rollback",
+        upgrade::readers_notice_no_upgrade_of_all_daemons_and_no_rollback,
     )
     .within(LONG),
     Test::new(

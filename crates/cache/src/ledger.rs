@@ -1,7 +1,7 @@
 //! The ledger of a disk: what the workers on it tell each other, one line for each dataset.
 //!
 //! ```text
-//! <tier>/larder/ledger:  uid used reserved quota gives last-use seen claimed .
+//! <tier>/larder/ledger:  uid used reserved quota gives last-use seen claimed [words of later releases] .
 //! ```
 //!
 //! Bytes, and seconds since 1970. A worker writes its own line, but for `claimed`: what others want it to give. `reserved` is room
@@ -49,22 +49,25 @@ struct Line {
     last_use: u64,
     seen: u64,
     claimed: u64,
+    /// What a worker of a later release says behind, each word after a space. Not lost when this one writes the line.
+    more: String,
 }
 
 impl Line {
     fn parse(text: &str) -> Option<(&str, Self)> {
         // The full stop shows that the line is whole.
-        let mut words = text.strip_suffix(" .")?.split(' ');
+        let mut words = text.strip_suffix(" .")?.splitn(9, ' ');
         let uid = words.next().filter(|uid| names::is_uid(uid))?;
         let mut number = || words.next()?.parse::<u64>().ok();
         let (used, reserved, quota, gives) = (number()?, number()?, number()?, number()? != 0);
-        let line = Self { used, reserved, quota, gives, last_use: number()?, seen: number()?, claimed: number()? };
-        words.next().is_none().then_some((uid, line))
+        let (last_use, seen, claimed) = (number()?, number()?, number()?);
+        let more = words.next().map(|more| format!(" {more}")).unwrap_or_default();
+        Some((uid, Self { used, reserved, quota, gives, last_use, seen, claimed, more }))
     }
 
     fn text(&self, uid: &str) -> String {
-        let Self { used, reserved, quota, gives, last_use, seen, claimed } = self;
-        format!("{uid} {used} {reserved} {quota} {} {last_use} {seen} {claimed} .\n", u8::from(*gives))
+        let Self { used, reserved, quota, gives, last_use, seen, claimed, more } = self;
+        format!("{uid} {used} {reserved} {quota} {} {last_use} {seen} {claimed}{more} .\n", u8::from(*gives))
     }
 }
 
@@ -146,7 +149,7 @@ impl Page<'_> {
     pub fn tell(&mut self, mine: Tenant) {
         let Tenant { used, quota, gives, idle } = mine;
         let (now, last_use) = (self.now, self.now.saturating_sub(idle.as_secs()));
-        let new = Line { used, reserved: 0, quota, gives, last_use, seen: now, claimed: 0 };
+        let new = Line { used, reserved: 0, quota, gives, last_use, seen: now, claimed: 0, more: String::new() };
         let line = self.lines.entry(self.ledger.uid.clone()).or_insert_with(|| new.clone());
         // Time alone is no news.
         if line.seen.abs_diff(now) >= BEAT || (line.used, line.quota, line.gives) != (used, quota, gives) {
@@ -342,9 +345,7 @@ mod tests {
         let whole = fs::read_to_string(&a.path).unwrap();
         assert_eq!(whole.lines().count(), 1);
         let cut = &whole[..whole.len() - 3];
-        for text in
-            [&b"\xff\xfe"[..], cut.as_bytes(), whole.replace(" .", " 1 .").as_bytes(), whole.replace(" 90 ", " -1 ").as_bytes()]
-        {
+        for text in [&b"\xff\xfe"[..], cut.as_bytes(), whole.replace(" 90 ", " -1 ").as_bytes()] {
             fs::write(&a.path, text).unwrap();
             give(&a, 9);
             let written = fs::read_to_string(&a.path).unwrap();
@@ -353,6 +354,20 @@ mod tests {
         fs::write(&a.path, &whole).unwrap();
         give(&a, 9);
         assert_eq!(fs::read_to_string(&a.path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_line_of_a_later_release_counts_and_keeps_the_words_that_are_not_known_here() {
+        let tier = tempfile::tempdir().unwrap();
+        let [a, b] = ledgers(tier.path());
+        give(&b, 90);
+        let known = fs::read_to_string(&a.path).unwrap();
+        let claimed = ask(&a, 0, 60);
+        assert!(claimed > 0);
+        fs::write(&a.path, known.replace(" .", " weight=3 7 .")).unwrap();
+        assert_eq!(ask(&a, 0, 60), claimed, "as if the words were not there");
+        let kept = known.replace(" 0 .", &format!(" {claimed} weight=3 7 ."));
+        assert_eq!(fs::read_to_string(&a.path).unwrap().lines().last(), kept.lines().last());
     }
 
     #[test]

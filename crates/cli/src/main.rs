@@ -14,7 +14,7 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
-#[command(name = "larder", version = larder_telemetry::VERSION, about = "Training data next to hungry GPUs")]
+#[command(name = "larder", version = larder_telemetry::version(), about = "Training data next to hungry GPUs")]
 struct Cli {
     /// Log filter, as in RUST_LOG. Default: info for daemons, warn for commands
     #[arg(long, global = true, env = "LARDER_LOG", hide = true)]

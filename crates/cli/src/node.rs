@@ -38,7 +38,9 @@ fn text(node: &str, mounter: &str, page: &NodePage, names: &HashMap<String, Stri
         Some(false) => "no: it needs Linux 6.9; all mounts have mode NoOpen",
         None => "not known before something is mounted",
     };
-    let lines = [("Node", node), ("Mounter", mounter), ("Kernel", &page.kernel), ("Passthrough", passthrough)];
+    let version = if page.version.is_empty() { "not told" } else { &page.version };
+    let lines =
+        [("Node", node), ("Mounter", mounter), ("Version", version), ("Kernel", &page.kernel), ("Passthrough", passthrough)];
     let mut out: String = lines.iter().map(|(k, v)| format!("{:<13} {v}\n", format!("{k}:"))).collect();
     if page.mounts.is_empty() {
         out.push_str("Mounts:       none\n");
@@ -79,7 +81,7 @@ mod tests {
     #[test]
     fn a_node_tells_what_its_kernel_can_do_and_how_datasets_are_mounted() {
         let page = serde_json::json!({
-            "kernel": "6.18.5", "passthrough": true,
+            "version": "0.1.0", "kernel": "6.18.5", "passthrough": true,
             "mounts": [{
                 "datasetUid": "u", "snapshot": "ab".repeat(32), "mode": "Passthrough", "refused": "register backing file: ELOOP",
                 "reads": {"requestedBytes": 4, "localBytes": 1, "peerBytes": 2048, "originBytes": 0, "failed": 7},
@@ -88,6 +90,7 @@ mod tests {
         let page: NodePage = serde_json::from_value(page).unwrap();
         let shown = text("gpu-0", "larder-system/m", &page, &HashMap::from([("u".to_owned(), "vision/imagenet".to_owned())]));
         for part in [
+            "Version:      0.1.0",
             "6.18.5",
             "yes: the kernel",
             "vision/imagenet",
@@ -97,7 +100,7 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
-        let none = NodePage { kernel: "5.4".into(), passthrough: Some(false), mounts: vec![] };
+        let none = NodePage { version: String::new(), kernel: "5.4".into(), passthrough: Some(false), mounts: vec![] };
         assert!(text("n", "m", &none, &HashMap::new()).contains("needs Linux 6.9"));
     }
 }

@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod causes;
 pub mod checksum;
 pub mod eviction;
+pub mod format;
 pub mod key;
 pub mod names;
 pub mod placement;

@@ -35,6 +35,9 @@ pub struct Member {
 }
 
 impl Members {
+    /// Of a list that says no `version`, or a lower one, everything is known here.
+    pub const FORMAT: u32 = 1;
+
     /// All members, the owner first, then those who stand in for it, in the order everyone agrees on.
     /// Members that are leaving come last.
     #[must_use]

@@ -70,10 +70,18 @@ fn plan(records: &[Record], table: &[Mount], layout: &Layout, folders: &[String]
         }
     }
     let superblocks = layout.superblocks();
+    // What a target shows is in use, also where its record cannot be read.
+    used.extend(shown(table, &superblocks).filter(|identity| !plan.release.contains(*identity)));
     let in_table = table.iter().filter(|m| m.fs_type == FS_TYPE && m.target.parent() == Some(&superblocks));
     let found = in_table.filter_map(|m| m.target.file_name()?.to_str()).chain(folders.iter().map(String::as_str));
     plan.release.extend(found.filter(|identity| !used.contains(identity)).map(str::to_owned));
     plan
+}
+
+/// Identities of superblocks that are seen elsewhere than at their own places.
+fn shown<'t>(table: &'t [Mount], superblocks: &Path) -> impl Iterator<Item = &'t str> {
+    let elsewhere = move |m: &&Mount| m.fs_type == FS_TYPE && m.target.parent() != Some(superblocks);
+    table.iter().filter(elsewhere).map(|m| m.source.as_str())
 }
 
 fn exists(path: &Path) -> bool {
@@ -145,6 +153,14 @@ mod tests {
         let folders = [record.identity().to_owned()];
         let plan = plan(&[record], &[mk_mount("/k/pods/1")], &layout(), &folders, |_| panic!("could hang"));
         assert_eq!(plan, Plan::default());
+    }
+
+    #[test]
+    fn a_superblock_that_a_target_shows_stays_without_a_record_that_can_be_read() {
+        let [own, at_a_pod] = ["/k/plugins/csi.larder.dev/mounts/damaged", "/k/pods/1"].map(mk_mount);
+        let at_a_pod = Mount { source: "damaged".into(), ..at_a_pod };
+        assert_eq!(plan(&[], &[own.clone(), at_a_pod], &layout(), &["damaged".into()], |_| false), Plan::default());
+        assert_eq!(plan(&[], &[own], &layout(), &[], |_| false).release, ["damaged".to_owned()].into());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Records: small JSON files in a folder of the driver's own.
 
+use larder_core::format::{LaterFormat, Versioned};
 use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -13,6 +14,8 @@ use std::{
 pub(crate) enum RecordError {
     #[error("read the records in {}: {source}", path.display())]
     Folder { path: PathBuf, source: io::Error },
+    #[error("record {} {source}", path.display())]
+    Later { path: PathBuf, source: LaterFormat },
     #[error("write record {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("remove record {}: {source}", path.display())]
@@ -26,10 +29,14 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// The folder, made if it is missing, and the records in it by name. One that cannot be read, or is not sound under its name,
-    /// is left where it is and logged.
+    /// The folder, made if it is missing, and the records in it by name, of formats up to `reads`. One that cannot be read, or is not
+    /// sound under its name, is left where it is and logged.
+    ///
+    /// # Errors
+    /// The disk's; one of a later format, because whoever goes on without it takes something away that it stands for.
     pub(crate) fn open<T: DeserializeOwned>(
         folder: &Path,
+        reads: u32,
         is_sound: impl Fn(&T, &str) -> bool,
     ) -> Result<(Self, BTreeMap<String, T>), RecordError> {
         let wrap = |source| RecordError::Folder { path: folder.to_owned(), source };
@@ -42,11 +49,14 @@ impl Records {
             }
             let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
             let read = fs::read(&path).map_err(|e| e.to_string());
+            if let Some(Versioned { version }) = read.as_ref().ok().and_then(|bytes| serde_json::from_slice(bytes).ok()) {
+                LaterFormat::refuse(version, reads).map_err(|source| RecordError::Later { path: path.clone(), source })?;
+            }
             match read.and_then(|bytes| serde_json::from_slice::<T>(&bytes).map_err(|e| e.to_string())) {
                 Ok(record) if is_sound(&record, &name) => {
                     records.insert(name, record);
                 }
-                Ok(_) => tracing::error!(path = %path.display(), "record is not one of this version; ignoring it"),
+                Ok(_) => tracing::error!(path = %path.display(), "record is not sound; ignoring it"),
                 Err(error) => tracing::error!(path = %path.display(), error, "record is not readable; ignoring it"),
             }
         }

@@ -123,9 +123,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Mounts of a record that cannot be read stay, and are nobody's.
+    /// Mounts of a record that cannot be read stay, and are nobody's. One of a later format is an error.
     pub(crate) fn open(folder: &Path) -> Result<Self, RecordError> {
-        let (files, records) = Records::open(folder, Record::is_sound)?;
+        let (files, records) = Records::open(folder, VERSION, Record::is_sound)?;
         Ok(Self { files, records: Mutex::new(records) })
     }
 
@@ -332,13 +332,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let good = mk_record('a');
         State::open(dir.path()).unwrap().add_target(&good, Path::new("/t/1"), VOLUME, &shared(), None).unwrap();
-        let mut newer = mk_record('b');
-        newer.version = 99;
         let mut renamed = mk_record('c');
         renamed.targets.insert("/t/9".into());
         for (name, bytes) in [
             ("half.json", b"{\"version\":1,".to_vec()),
-            (&*format!("{}.json", newer.identity()), serde_json::to_vec(&newer).unwrap()),
             ("..other.json", serde_json::to_vec(&renamed).unwrap()),
             ("x.part", b"left behind".to_vec()),
         ] {
@@ -347,5 +344,52 @@ mod tests {
         let state = State::open(dir.path()).unwrap();
         assert_eq!(state.all().iter().map(Record::identity).collect::<Vec<_>>(), [good.identity()]);
         assert!(dir.path().join("half.json").exists());
+    }
+
+    /// As this release writes it. One of a later release must read it.
+    const RECORD: &str = include_str!("../tests/formats/record-1.json");
+    const TARGET: &str = "/var/lib/kubelet/pods/6b1c/volumes/kubernetes.io~csi/larder-x/mount";
+
+    fn kept(record: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("{}.json", mk_record('a').identity()));
+        fs::write(&path, record).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_record_of_this_release_is_read_and_written_as_ever() {
+        let (dir, path) = kept(RECORD);
+        let state = State::open(dir.path()).unwrap();
+        let record = state.by_target(Path::new(TARGET)).unwrap();
+        assert_eq!((record.mount.mode, record.dataset_name.as_str()), (mounter::Mode::Passthrough, "imagenet"));
+        assert_eq!(record.pod_at(Path::new(TARGET)).unwrap().name, "train-0");
+        let (volume, terms) = (record.volume_at(Path::new(TARGET)).unwrap(), record.terms_at(Path::new(TARGET)).unwrap());
+        state.add_target(&record, Path::new(TARGET), volume, terms, record.pod_at(Path::new(TARGET))).unwrap();
+        assert_eq!(fs::read_to_string(path).unwrap(), RECORD);
+    }
+
+    #[test]
+    fn fields_of_a_later_release_are_passed_over() {
+        let later = RECORD
+            .replacen('{', r#"{"colour":{"red":1},"#, 1)
+            .replace(r#""gid":0"#, r#""gid":0,"quota":9"#)
+            .replace(r#""readonly":true"#, r#""readonly":true,"why":null"#);
+        let (dir, _) = kept(&later);
+        let record = State::open(dir.path()).unwrap().by_target(Path::new(TARGET)).unwrap();
+        assert!(record.terms_at(Path::new(TARGET)).unwrap().readonly && record.mount.file_mode == 0o444);
+    }
+
+    #[test]
+    fn a_record_of_a_later_format_is_refused_by_name_and_left_as_it_is() {
+        // The second cannot be read in any other way.
+        for later in [RECORD.replace(r#""version":1"#, r#""version":2"#), r#"{"mounts":[1],"version":2}"#.to_owned()] {
+            let (dir, path) = kept(&later);
+            let told = State::open(dir.path()).unwrap_err().to_string();
+            for part in [path.to_str().unwrap(), "format 2", "up to 1", "go back to the release"] {
+                assert!(told.contains(part), "{part} in {told}");
+            }
+            assert_eq!(fs::read_to_string(path).unwrap(), later);
+        }
     }
 }

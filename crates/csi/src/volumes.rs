@@ -69,7 +69,7 @@ pub(crate) struct Volumes {
 
 impl Volumes {
     pub(crate) fn open(folder: &Path) -> Result<Self, RecordError> {
-        let (files, volumes) = Records::open(folder, Volume::is_sound)?;
+        let (files, volumes) = Records::open(folder, VERSION, Volume::is_sound)?;
         Ok(Self { files, volumes: Mutex::new(volumes) })
     }
 
@@ -140,5 +140,23 @@ mod tests {
             assert_eq!(crate::arguments::dataset_uid(&id).unwrap(), UID, "{id}");
         }
         assert_ne!(mk_volume("a", 0).id(), mk_volume("A", 0).id());
+    }
+
+    /// As this release writes it. One of a later release must read it.
+    const VOLUME: &str = include_str!("../tests/formats/volume-1.json");
+
+    #[test]
+    fn a_volume_of_this_release_is_read_as_ever_and_one_of_a_later_format_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("{}.json", names::uid_of_name("a")));
+        for known in [VOLUME.to_owned(), VOLUME.replacen('{', r#"{"colour":1,"#, 1)] {
+            std::fs::write(&path, known).unwrap();
+            assert_eq!(Volumes::open(dir.path()).unwrap().named("a").unwrap(), mk_volume("a", 7));
+        }
+        let later = VOLUME.replace(r#""version":1"#, r#""version":2"#);
+        std::fs::write(&path, &later).unwrap();
+        let told = Volumes::open(dir.path()).unwrap_err().to_string();
+        assert!(told.contains("format 2") && told.contains("up to 1"), "{told}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), later);
     }
 }

@@ -134,6 +134,7 @@ impl Data {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt as _;
 
     #[test]
     fn what_was_in_flight_is_looked_for_where_the_process_before_has_noted_it() {
@@ -152,5 +153,23 @@ mod tests {
         assert_eq!(next(InFlight::Journal, true), (true, false), "and emptied");
         assert_eq!(next(InFlight::Auto, true), (false, false), "the kernel sends it all again");
         assert_eq!(file.metadata().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_journal_of_a_later_format_is_refused_and_left_as_it_is() {
+        let file = file().unwrap();
+        relay::Slots::open(&file).map(drop).unwrap();
+        assert!(Journal::load(file.try_clone().unwrap(), InFlight::Auto).is_ok());
+        let length = file.metadata().unwrap().len();
+        // Its files may have another length too.
+        for length in [length, 64] {
+            file.set_len(length).unwrap();
+            file.write_all_at(&0x4c4a_0002_u32.to_ne_bytes(), 0).unwrap();
+            let told = Journal::load(file.try_clone().unwrap(), InFlight::Auto).unwrap_err().to_string();
+            assert!(told.contains("format 2") && told.contains("up to 1"), "{told}");
+            let mut mark = [0; 4];
+            file.read_exact_at(&mut mark, 0).unwrap();
+            assert_eq!((u32::from_ne_bytes(mark), file.metadata().unwrap().len()), (0x4c4a_0002, length));
+        }
     }
 }

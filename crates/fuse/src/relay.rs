@@ -12,6 +12,7 @@
 //! A SIGKILL does not cut read(2) once it copies: either a request is in a slot, or the kernel has it still. That holds also for
 //! what a thread takes that wakes up only to die. Nothing is between the two, so that nothing is lost.
 
+use larder_core::format::LaterFormat;
 use nix::sys::{
     mman::{MapFlags, ProtFlags, mmap, munmap},
     uio::writev,
@@ -40,8 +41,9 @@ use std::{
 const SLOT: usize = 4096;
 /// Requests in flight at a time; further ones stay in the kernel. Memory is taken by those that were ever needed at once.
 const SLOTS: usize = 1024;
-/// The first slot of the file says that, and in which way, a journal is written.
-const MARK: u32 = 0x4c4a_0001;
+/// The first slot of the file says that, and in which format, a journal is written: this above the number of the format.
+const MARK: u32 = 0x4c4a_0000;
+const FORMAT: u32 = 1;
 const WHOLE: usize = (SLOTS + 1) * SLOT;
 /// The kernel wants room for the longest write that it may send, which fuser says is 16 MiB, at every read.
 const ROOM: usize = (16 << 20) + SLOT;
@@ -62,14 +64,17 @@ const DESTROY: u32 = 38;
 const BATCH_FORGET: u32 = 42;
 const READDIRPLUS: u32 = 44;
 
-/// Is there a journal in the file?
+/// Is there a journal in the file? One of a later format is an error: it has requests that somebody must answer.
 pub(crate) fn is_written(file: &File) -> io::Result<bool> {
     let mut mark = [0; 4];
-    if file.metadata()?.len() != WHOLE as u64 {
+    let length = file.metadata()?.len();
+    if length < mark.len() as u64 {
         return Ok(false);
     }
     file.read_exact_at(&mut mark, 0)?;
-    Ok(u32::from_ne_bytes(mark) == MARK)
+    let Some(format) = u32::from_ne_bytes(mark).checked_sub(MARK).filter(|format| *format <= 0xffff) else { return Ok(false) };
+    LaterFormat::refuse(format, FORMAT).map_err(io::Error::other)?;
+    Ok(format == FORMAT && length == WHOLE as u64)
 }
 
 /// Answers a request of the kernel.
@@ -225,7 +230,7 @@ impl Slots {
         if !is_written(file)? {
             file.set_len(0)?;
             file.set_len(WHOLE as u64)?;
-            file.write_all_at(&MARK.to_ne_bytes(), 0)?;
+            file.write_all_at(&(MARK | FORMAT).to_ne_bytes(), 0)?;
         }
         let length = NonZeroUsize::new(WHOLE).ok_or(io::ErrorKind::InvalidInput)?;
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -110,10 +110,19 @@ impl<F: Filesystem> Session<F> {
     pub fn resume(filesystem: F, fuse: OwnedFd, exchange: &Exchange, threads: usize) -> Result<Self, SessionError> {
         device::check(&fuse)?;
         let (session, kernel, answer) = negotiate(filesystem, &exchange.request, threads)?;
-        if answer != exchange.answer {
+        if !is_same(&answer, &exchange.answer) {
             return Err(SessionError::OtherAnswer);
         }
         Ok(Self { session, kernel, fuse, threads, exchange: exchange.clone(), resumed: true })
+    }
+
+    /// Would [`Self::resume`] go on with it? Needs no connection, so that a process can ask before it is its turn.
+    ///
+    /// # Errors
+    /// [`SessionError::OtherAnswer`]; a request that cannot be answered at all.
+    pub fn check(filesystem: F, exchange: &Exchange, threads: usize) -> Result<(), SessionError> {
+        let (_session, _kernel, answer) = negotiate(filesystem, &exchange.request, threads)?;
+        if is_same(&answer, &exchange.answer) { Ok(()) } else { Err(SessionError::OtherAnswer) }
     }
 
     /// For the next process.
@@ -206,6 +215,26 @@ fn negotiate<F: Filesystem>(
     run().map_err(SessionError::Handshake)
 }
 
+/// Flags of an answer that say what the kernel is to ask when, and nothing that who serves must know: FUSE_DO_READDIRPLUS,
+/// FUSE_READDIRPLUS_AUTO, FUSE_PARALLEL_DIROPS. They may change from release to release; a mount keeps those it began with.
+const HINTS: u32 = 1 << 13 | 1 << 14 | 1 << 18;
+/// Where the lower flags lie in it: after fuse_out_header, and three words of fuse_init_out.
+const FLAGS: std::ops::Range<usize> = 28..32;
+
+/// Can who would give one answer go on where the other was given?
+fn is_same(answer: &[u8], other: &[u8]) -> bool {
+    let without_hints = |answer: &[u8]| {
+        let mut answer = answer.to_vec();
+        if let Some(flags) = answer.get_mut(FLAGS) {
+            for (flags, hints) in flags.iter_mut().zip(HINTS.to_ne_bytes()) {
+                *flags &= !hints;
+            }
+        }
+        answer
+    };
+    without_hints(answer) == without_hints(other)
+}
+
 /// Puts the connection in the place of the session's socket.
 fn connect(session: impl AsFd, fuse: &OwnedFd) -> io::Result<()> {
     // SAFETY: both are open descriptors of this process; the number that is given a new meaning is the session's, which goes on
@@ -256,6 +285,23 @@ mod tests {
 
     struct Nothing;
     impl Filesystem for Nothing {}
+
+    #[test]
+    fn a_mount_is_gone_on_with_by_who_would_have_given_the_kernel_other_hints_and_by_nobody_who_differs_in_more() {
+        let with = |flags: u32| {
+            let mut answer = vec![7; 80];
+            answer[FLAGS].copy_from_slice(&flags.to_ne_bytes());
+            answer
+        };
+        let (hints, parallel, async_read) = (1 << 13 | 1 << 14, 1 << 18, 1);
+        assert!(is_same(&with(async_read), &with(async_read | hints)));
+        assert!(is_same(&with(async_read | parallel), &with(async_read)));
+        assert!(!is_same(&with(async_read), &with(0)));
+        assert!(!is_same(&with(hints), &with(hints)[..79]));
+        let mut other = with(hints);
+        other[32] ^= 1;
+        assert!(!is_same(&with(hints), &other));
+    }
 
     #[test]
     fn a_descriptor_that_is_not_mounted_is_refused_and_not_waited_for() {

@@ -3,7 +3,11 @@
 use crate::UID_LABEL;
 use k8s_openapi::api::{core::v1::ConfigMap, discovery::v1::EndpointSlice};
 use kube::ResourceExt as _;
-use larder_core::{names::MEMBERS_KEY, placement::Members};
+use larder_core::{
+    format::{LaterFormat, Versioned},
+    names::MEMBERS_KEY,
+    placement::Members,
+};
 use larder_peer::Roster;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,6 +34,13 @@ struct Dataset {
     roster: Arc<Roster>,
 }
 
+/// A list of a later release could be misread: two nodes that read it in different ways would look for a file in different places.
+fn read(text: &str) -> Result<Members, String> {
+    let Versioned { version } = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    LaterFormat::refuse(version, Members::FORMAT).map_err(|e| format!("it {e}"))?;
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
 impl Index {
     pub(crate) fn roster(&self, uid: &str) -> Arc<Roster> {
         self.datasets.get(uid).map(|d| Arc::clone(&d.roster)).unwrap_or_default()
@@ -49,7 +60,7 @@ impl Index {
             return self.datasets.remove(&uid).is_some();
         }
         let text = map.data.as_ref().and_then(|d| d.get(MEMBERS_KEY)).map_or("", String::as_str);
-        match serde_json::from_str(text) {
+        match read(text) {
             Ok(members) => self.update(&uid, |d| d.members = members),
             Err(error) => {
                 tracing::error!(config_map = map.name_any(), %error, "member list is not readable; going on with the last known one");
@@ -151,5 +162,18 @@ mod tests {
         let mut index = Index::default();
         assert!(!index.config_map(Change::Set(mk_map(&format!("{UID}-ca"), "{}"))));
         assert!(index.roster(UID).members.members.is_empty());
+    }
+
+    #[test]
+    fn a_list_of_a_later_format_leaves_the_last_known_one_and_fields_that_are_not_known_are_passed_over() {
+        let mut index = Index::default();
+        let name = format!("{UID}-members");
+        let known = r#"{"version":1,"zones":["a"],"generation":1,"members":[{"node":"a","weight":1,"since":1,"zone":0}]}"#;
+        assert!(index.config_map(Change::Set(mk_map(&name, known))));
+        let later = known.replace(r#""version":1"#, r#""version":2"#).replace(r#""node":"a""#, r#""node":"b""#);
+        assert!(!index.config_map(Change::Set(mk_map(&name, &later))));
+        assert_eq!(index.roster(UID).members.members[0].node, "a");
+        let told = read(&later).unwrap_err();
+        assert!(told.contains("format 2") && told.contains("up to 1"), "{told}");
     }
 }

@@ -85,6 +85,14 @@ impl Opening {
         Slots::file()
     }
 
+    /// Could a process of this release go on with such a file?
+    ///
+    /// # Errors
+    /// A later release has written what this one does not know.
+    pub(crate) fn check_table(file: File) -> io::Result<()> {
+        Slots::load(file).map(drop)
+    }
+
     /// A new file for [`Opening::journal`].
     ///
     /// # Errors
@@ -122,26 +130,13 @@ impl<B: Backend> DatasetFs<B> {
         Self { identity, catalog, look, reader, opening, runtime, opens: None, journal: None }
     }
 
-    /// Decides how files are opened and says so to the kernel.
-    fn choose_mode(&mut self, config: &mut KernelConfig) -> io::Result<()> {
-        let backings = self.opening.backings.clone();
-        let offered = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
-        // 1 lets the mount lie beneath an overlay; files that lie on one themselves cannot be backing files then.
-        let can = |config: &mut KernelConfig| {
-            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
-        };
-        let mode = match backings {
-            // Asked for only when it is used: a connection with it refuses other things.
-            Some(backings) if opens::resolve(self.opening.wanted, &self.catalog) == Mode::Passthrough && can(config) => {
-                let _runtime = self.runtime.enter();
-                let file = self.opening.table.as_ref().map_or_else(Slots::file, |file| file.try_clone())?;
-                self.opens = Some(OpenTable::start(backings, Arc::clone(&self.opening.outcome), file)?);
-                Mode::Passthrough
-            }
-            _ => Mode::NoOpen,
-        };
-        // A session answers INIT once.
-        let _ = (self.opening.outcome.kernel_can.set(offered), self.opening.outcome.mode.set(mode));
+    /// Prepares for the mode that was agreed on with the kernel.
+    fn take_mode(&mut self, mode: Mode) -> io::Result<()> {
+        if let (Mode::Passthrough, Some(backings)) = (mode, self.opening.backings.clone()) {
+            let _runtime = self.runtime.enter();
+            let file = self.opening.table.as_ref().map_or_else(Slots::file, |file| file.try_clone())?;
+            self.opens = Some(OpenTable::start(backings, Arc::clone(&self.opening.outcome), file)?);
+        }
         Ok(())
     }
 
@@ -253,21 +248,58 @@ impl<B: Backend> DatasetFs<B> {
     }
 }
 
+/// What INIT is answered, and the mode that comes of it. All that ever serve a mount must answer the same.
+fn agree(identity: &str, wanted: Mode, config: &mut KernelConfig) -> Mode {
+    // Each is an optimisation that old kernels do without. Not FUSE_READDIRPLUS_AUTO: with it a folder that is read to its end before
+    // its files are looked at (`find`, `ls -l`) costs a lookup for each of them but the first two hundred.
+    for wanted in [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_PARALLEL_DIROPS] {
+        if config.add_capabilities(wanted).is_err() {
+            tracing::debug!(identity, ?wanted, "kernel does not offer this");
+        }
+    }
+    if config.set_max_background(MAX_BACKGROUND).is_err() {
+        tracing::debug!(identity, "kernel refused the number of background requests");
+    }
+    // Asked for only when it is used: a connection with it refuses other things. 1 lets the mount lie beneath an overlay; files that
+    // lie on one themselves cannot be backing files then.
+    let passthrough = wanted == Mode::Passthrough
+        && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(1).is_ok();
+    if passthrough { Mode::Passthrough } else { Mode::NoOpen }
+}
+
+/// Answers INIT as the [`DatasetFs`] of a mount would, and nothing else: for who has to know whether it could go on with it.
+pub(crate) struct Greeting {
+    identity: String,
+    wanted: Mode,
+}
+
+impl Greeting {
+    pub(crate) fn new(identity: &str, wanted: Mode, catalog: &Catalog<File>) -> Self {
+        Self { identity: identity.to_owned(), wanted: opens::resolve(wanted, catalog) }
+    }
+}
+
+impl Filesystem for Greeting {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        agree(&self.identity, self.wanted, config);
+        Ok(())
+    }
+}
+
 impl<B: Backend> Filesystem for DatasetFs<B> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is an optimisation that old kernels do without. Not FUSE_READDIRPLUS_AUTO: with it a folder that is read to its end before
-        // its files are looked at (`find`, `ls -l`) costs a lookup for each of them but the first two hundred.
-        for wanted in [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_PARALLEL_DIROPS] {
-            if config.add_capabilities(wanted).is_err() {
-                tracing::debug!(identity = &*self.identity, ?wanted, "kernel does not offer this");
-            }
-        }
-        if config.set_max_background(MAX_BACKGROUND).is_err() {
-            tracing::debug!(identity = &*self.identity, "kernel refused the number of background requests");
-        }
-        let resends = config.capabilities().contains(InitFlags::FUSE_HAS_RESEND);
-        self.journal = self.opening.journal.clone().filter(|journal| journal.choose(resends));
-        self.choose_mode(config)
+        let offers = config.capabilities();
+        let journal = self.opening.journal.clone();
+        self.journal = journal.filter(|journal| journal.choose(offers.contains(InitFlags::FUSE_HAS_RESEND)));
+        let can = self.opening.backings.is_some();
+        let wanted = if can { opens::resolve(self.opening.wanted, &self.catalog) } else { Mode::NoOpen };
+        let mode = agree(&self.identity, wanted, config);
+        self.take_mode(mode)?;
+        // A session answers INIT once.
+        let outcome = &self.opening.outcome;
+        let _ = (outcome.kernel_can.set(offers.contains(InitFlags::FUSE_PASSTHROUGH)), outcome.mode.set(mode));
+        Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

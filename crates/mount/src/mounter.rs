@@ -178,16 +178,13 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
     // When it is an update, the mounter before this one is asked to end as soon as this one is ready: it must be able to go on.
     background.spawn(be_ready(Arc::clone(&mounts), keeping.clone(), health.clone()));
-    let Some(serving) = lock(&names::mounter_lock(&args.run_dir), &shutdown).await? else {
+    let Some(serving) = turn(&names::mounter_lock(&args.run_dir), &mounts, &keeping, &health, &shutdown).await? else {
         stopped.cancel();
         return admin.await.context("serve admin endpoints")?.map_err(Into::into);
     };
     locks.push(serving);
     if let larder_trust::Security::Mutual(held) = security {
         background.spawn(larder_trust::store::keep(held, identity));
-    }
-    if !keeping.fetch(if health.is_ready() { BRIEF } else { LOOK }).await {
-        tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
     }
     mounts.take_over(&health).await;
     let listener = listen(&names::mounter_socket(&args.run_dir)).await?;
@@ -213,6 +210,38 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     Ok(())
 }
 
+/// Waits until no other process serves and this one could go on with all that is held; with the lock then. One that cannot, leaves
+/// the turn to others: one of the release that can may stand by too.
+async fn turn(
+    path: &Path,
+    mounts: &Mounts,
+    keeping: &Keeping,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<File>> {
+    let mut told = None;
+    loop {
+        while let Err(error) = mounts.check().await {
+            let error = error.to_string();
+            if told.as_ref() != Some(&error) {
+                tracing::error!(error, "leaves its turn to other processes");
+                told = Some(error);
+            }
+            if shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+                return Ok(None);
+            }
+            keeping.fetch(LOOK).await;
+        }
+        let Some(serving) = lock(path, shutdown).await? else { return Ok(None) };
+        if !keeping.fetch(if health.is_ready() { BRIEF } else { LOOK }).await {
+            tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
+        }
+        if mounts.check().await.is_ok() {
+            return Ok(Some(serving));
+        }
+    }
+}
+
 /// Sessions that the node plugin has given to a keeper that came later than this process.
 async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping, health: Health) {
     loop {
@@ -229,7 +258,7 @@ async fn be_ready(mounts: Arc<Mounts>, keeping: Keeping, health: Health) {
     let deadline = tokio::time::Instant::now() + KEEPER_PATIENCE;
     while mounts.is_fit() {
         let fetched = keeping.fetch(LOOK).await;
-        match keeping.check() {
+        match mounts.check().await {
             Ok(()) if fetched || tokio::time::Instant::now() > deadline => return health.set_ready(true),
             Ok(()) => {}
             Err(error) => tracing::error!(%error, "not ready: a mount that is held could not be taken over"),

@@ -159,6 +159,8 @@ pub fn router<S: ObjectSource>(source: Arc<S>) -> Router {
         .route("/v1/{dataset}/copies/{key}", get(copy::<S>))
         .route("/v1/{dataset}/catalogs/{digest}", get(catalog::<S>))
         .route("/v1/{dataset}/alive", get(|| async { StatusCode::NO_CONTENT }))
+        // Of a later release, or of nobody of ours.
+        .fallback(|| async { (StatusCode::NOT_FOUND, "a worker of this release answers what begins with /v1/\n") })
         .with_state(source)
 }
 

@@ -7,6 +7,7 @@ pub mod metrics;
 pub use admin::{Health, Page, serve_admin, serve_admin_with};
 pub use metrics::{Durations, Exposition};
 
+use std::sync::LazyLock;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
@@ -50,7 +51,15 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
 }
 
 /// Version of this build; LARDER_VERSION at build time says more, such as the commit.
-pub const VERSION: &str = match option_env!("LARDER_VERSION") {
+const BUILT: &str = match option_env!("LARDER_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };
+
+static VERSION: LazyLock<String> = LazyLock::new(|| std::env::var("LARDER_VERSION").unwrap_or_else(|_| BUILT.to_owned()));
+
+/// The release that runs: what its image says in LARDER_VERSION, else that of the build.
+#[must_use]
+pub fn version() -> &'static str {
+    &VERSION
+}

@@ -6,7 +6,7 @@
 use prometheus_client::{
     collector::Collector,
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet},
-    metrics::{MetricType, TypedMetric, family::Family, family::MetricConstructor},
+    metrics::{MetricType, TypedMetric, family::Family, family::MetricConstructor, gauge::Gauge},
     registry::{Metric, Registry},
 };
 use std::{
@@ -50,12 +50,21 @@ impl Described {
     }
 }
 
+/// Which release the daemon is.
+pub const BUILD_INFO: &str = "larder_build_info";
+
 /// Everything that a daemon shows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Exposition {
     pub(crate) registry: Registry,
     label: Option<&'static str>,
     described: Vec<Described>,
+}
+
+impl Default for Exposition {
+    fn default() -> Self {
+        Self::of(Registry::default(), None)
+    }
 }
 
 impl Exposition {
@@ -63,8 +72,15 @@ impl Exposition {
     #[must_use]
     pub fn labelled(name: &'static str, value: &str) -> Self {
         let label = (name.into(), value.to_owned().into());
-        let registry = Registry::with_labels(std::iter::once(label));
-        Self { registry, label: Some(name), described: Vec::new() }
+        Self::of(Registry::with_labels(std::iter::once(label)), Some(name))
+    }
+
+    fn of(registry: Registry, label: Option<&'static str>) -> Self {
+        let mut exposition = Self { registry, label, described: Vec::new() };
+        let build = Family::<OfBuild, Gauge>::default();
+        build.get_or_create(&OfBuild { version: crate::version() }).set(1);
+        exposition.family(BUILD_INFO, "1; the label says which release of Larder this daemon is", build);
+        exposition
     }
 
     /// With what a function registers, for those who want to see it described.
@@ -139,6 +155,10 @@ macro_rules! labels {
     };
 }
 
+labels! {
+    struct OfBuild { version: &'static str }
+}
+
 /// Upper bounds of the buckets of [`Durations`], in microseconds: from a read of the page cache to the longest wait for an origin.
 const BOUNDS: [u64; 14] =
     [30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 60_000_000];
@@ -198,7 +218,8 @@ mod tests {
         exposition.single("larder_test_read_duration_seconds", "How long", Durations::default());
         reads.get_or_create(&BySource { source: "disk", code: 1 }).inc_by(3);
 
-        let [read, took] = exposition.described() else { panic!("{:?}", exposition.described()) };
+        let [build, read, took] = exposition.described() else { panic!("{:?}", exposition.described()) };
+        assert_eq!((build.name, build.labels.as_slice()), (BUILD_INFO, ["dataset_uid", "version"].as_slice()));
         assert_eq!(
             (read.exposed().as_str(), read.unit(), read.kind.as_str()),
             ("larder_test_read_bytes_total", "bytes", "counter")
@@ -206,6 +227,7 @@ mod tests {
         assert_eq!(read.labels, ["dataset_uid", "source", "code"]);
         assert_eq!((took.exposed().as_str(), took.unit(), took.kind.as_str()), (took.name, "seconds", "histogram"));
         let text = exposition.text().unwrap();
+        assert!(text.contains(&format!(r#"{BUILD_INFO}{{dataset_uid="u",version="{}"}} 1"#, crate::version())), "{text}");
         assert!(text.contains(r#"larder_test_read_bytes_total{dataset_uid="u",source="disk",code="1"} 3"#), "{text}");
     }
 

@@ -67,7 +67,7 @@ impl Asked {
 }
 
 impl Catalogs {
-    /// Opens what is there; what is not a whole catalog goes. Blocks.
+    /// Opens what is there; what is not a whole catalog goes, but for those of another release, which may come back. Blocks.
     pub fn load(folder: &Path) -> Result<Self, FolderError> {
         let disk = |action| move |source| FolderError::Disk { action, path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(disk("make folder"))?;
@@ -78,6 +78,9 @@ impl Catalogs {
             match path.file_name().and_then(|n| n.to_str()).filter(|n| is_digest(n)).map(|name| (name, opened(&path, name))) {
                 Some((name, Ok(catalog))) => {
                     open.insert(name.to_owned(), watched(catalog, &damaged));
+                }
+                Some((_, Err(error @ CatalogError::Version(_)))) => {
+                    tracing::warn!(path = %path.display(), %error, "catalog left as it is");
                 }
                 unusable => {
                     let why =
@@ -192,17 +195,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_listing_or_another_version_left_is_removed() {
+    fn what_a_killed_listing_left_is_removed_and_a_catalog_of_another_release_stays() {
         let dir = tempfile::tempdir().unwrap();
         let mut old = larder_core::catalog::Builder::new("s3://b/").finish().0;
         let whole = larder_core::catalog::digest(&old);
         fs::write(dir.path().join(&whole), &old).unwrap();
-        old[8] = 1;
-        for (name, bytes) in [("a".repeat(64), old.as_slice()), (".listing-Ab1".into(), b"half"), (".x.1.part".into(), b"")] {
+        let other = "a".repeat(64);
+        old[8] += 1;
+        for (name, bytes) in [
+            (other.clone(), old.as_slice()),
+            ("b".repeat(64), &old[..8]),
+            (".listing-Ab1".into(), b"half"),
+            (".x.1.part".into(), b""),
+        ] {
             fs::write(dir.path().join(name), bytes).unwrap();
         }
         let catalogs = Catalogs::load(dir.path()).unwrap();
         assert_eq!(catalogs.digests(), std::slice::from_ref(&whole));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::read(dir.path().join(&other)).unwrap(), old);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

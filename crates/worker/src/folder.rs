@@ -1,7 +1,7 @@
 //! The dataset's folder on this node: its lock, and the small files in it.
 
 use larder_cache::CacheError;
-use larder_core::names;
+use larder_core::{format::LaterFormat, names};
 use larder_io::replace::{PowerLoss, Readers, replace};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -13,11 +13,18 @@ use std::{
     time::Duration,
 };
 
+/// The format of everything in the folder: what the files are called, what is in them, and what may be removed because it makes no
+/// sense. Raised when a worker of an older release could misread or remove what is there. It is in a file of its own, which is looked
+/// at before all others.
+const FORMAT: u32 = 1;
+
 /// What can go wrong with the folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
     #[error("{action} {path}: {source}; {}", if self.is_full() { "free space on this disk" } else { "check the tier's folder and its owner" })]
     Disk { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the folder {path} {source}; what is in it is fetched anew if you remove it")]
+    Later { path: PathBuf, source: LaterFormat },
     #[error("lock {path}: another worker of this dataset still runs on this node; it was waited for {waited:?}")]
     Locked { path: PathBuf, waited: Duration },
     #[error("no folder for the dataset was given")]
@@ -28,6 +35,11 @@ impl FolderError {
     /// Does another process have the folder?
     pub fn is_locked(&self) -> bool {
         matches!(self, Self::Locked { .. })
+    }
+
+    /// Has a later release been here?
+    pub fn is_later(&self) -> bool {
+        matches!(self, Self::Later { .. })
     }
 
     /// Would it go on if there were space on the disk?
@@ -82,7 +94,10 @@ impl Folder {
         let mut waited = Duration::ZERO;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                Ok(()) => {
+                    expect_format(path)?;
+                    return Ok(Self { path: path.to_owned(), _lock: lock });
+                }
                 Err(TryLockError::Error(e)) => return Err(disk("lock")(e)),
                 Err(TryLockError::WouldBlock) if waited < lock_wait => {
                     if waited.is_zero() {
@@ -126,7 +141,8 @@ impl Folder {
 
     /// Removes the small files, then the folder itself if nothing else is in it. Blocks.
     pub fn remove(&self) -> Result<(), FolderError> {
-        for path in [self.orders_file(), self.state_file(), self.identity_file(), self.path.join("lock")] {
+        let lock = self.path.join("lock");
+        for path in [self.orders_file(), self.state_file(), self.identity_file(), format_file(&self.path), lock] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(FolderError::Disk { action: "remove", path, source: e });
@@ -152,7 +168,7 @@ pub(crate) fn open_all<'a>(
     for (number, dir) in dirs.enumerate() {
         match Folder::open(dir, lock_wait) {
             Ok(folder) => drop(folders.insert(number, folder)),
-            Err(e) if e.is_locked() => return Err(e),
+            Err(e) if e.is_locked() || e.is_later() => return Err(e),
             Err(error) => {
                 tracing::error!(%error, "this disk cannot be used");
                 first_error = first_error.or(Some(error));
@@ -164,6 +180,31 @@ pub(crate) fn open_all<'a>(
     match home.map(|(number, _)| *number) {
         Some(home) => Ok((home, folders)),
         None => Err(first_error.unwrap_or(FolderError::None)),
+    }
+}
+
+fn format_file(folder: &Path) -> PathBuf {
+    folder.join("format")
+}
+
+/// Reads which format the folder has, and says so in one that does not. Blocks.
+fn expect_format(folder: &Path) -> Result<(), FolderError> {
+    let path = format_file(folder);
+    let disk = |action| move |path, source| FolderError::Disk { action, path, source };
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let number = text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no number"));
+            let found = number.map_err(|e| disk("read the format in")(path, e))?;
+            LaterFormat::refuse(found, FORMAT).map_err(|source| FolderError::Later { path: folder.to_owned(), source })
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Without the file it is the first format. A disk that has no room for it is told of by others.
+            if let Err(error) = replace(&path, format!("{FORMAT}\n").as_bytes(), Readers::Usual, PowerLoss::KeepsNew) {
+                tracing::warn!(path = %path.display(), %error, "the format of the folder is not noted");
+            }
+            Ok(())
+        }
+        Err(e) => Err(disk("read the format in")(path, e)),
     }
 }
 
@@ -211,5 +252,48 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let e = Folder::open(&dir.path().join("larder").join("uid"), Duration::ZERO).unwrap_err();
         assert!(matches!(e, FolderError::Disk { action: "make folder", .. }), "{e}");
+    }
+
+    /// As this release writes them. One of a later release must read them.
+    const ORDERS: &str = include_str!("../tests/formats/config.json");
+    const STATE: &str = include_str!("../tests/formats/state.json");
+
+    #[test]
+    fn orders_and_state_of_this_release_are_read_and_written_as_ever_and_may_have_fields_that_are_not_known() {
+        use crate::orders::Orders;
+        let dir = tempfile::tempdir().unwrap();
+        let (orders, state) = (dir.path().join("config.json"), dir.path().join("state.json"));
+        for later in ["{", r#"{"ofALaterRelease":{"a":[1]},"#] {
+            fs::write(&orders, ORDERS.replacen('{', later, 1)).unwrap();
+            fs::write(&state, STATE.replacen('{', later, 1)).unwrap();
+            let (read, known) = (load::<Orders>(&orders).unwrap(), load::<State>(&state).unwrap());
+            assert_eq!((read.preload_paths.len(), read.source.include.len(), known.origin_bytes), (1, 1, 7));
+            save(&orders, &read).unwrap();
+            save(&state, &known).unwrap();
+            assert_eq!(
+                (fs::read_to_string(&orders).unwrap(), fs::read_to_string(&state).unwrap()),
+                (ORDERS.into(), STATE.into())
+            );
+        }
+    }
+
+    #[test]
+    fn a_folder_says_its_format_and_one_of_a_later_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, wait) = (dir.path().join("uid"), Duration::ZERO);
+        let format = format_file(&path);
+        Folder::open(&path, wait).unwrap();
+        assert_eq!(fs::read_to_string(&format).unwrap(), "1\n");
+        Folder::open(&path, wait).unwrap();
+        fs::write(&format, "2\n").unwrap();
+        let told = Folder::open(&path, wait).unwrap_err().to_string();
+        for part in [path.to_str().unwrap(), "format 2", "up to 1", "go back to the release"] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
+        fs::write(&format, "two").unwrap();
+        assert!(matches!(Folder::open(&path, wait), Err(FolderError::Disk { .. })));
+        fs::write(&format, "1\n").unwrap();
+        Folder::open(&path, wait).unwrap().remove().unwrap();
+        assert!(!path.exists());
     }
 }

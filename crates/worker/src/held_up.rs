@@ -5,6 +5,7 @@
 use crate::{
     jobs::Pause,
     metrics::Metrics,
+    report::reasons,
     worker::{Settings, Worker, open_problem},
 };
 use anyhow::Context as _;
@@ -21,8 +22,9 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// Takes the dataset's folder over, however long that takes; `None` at shutdown. As long as it fails, the control port says
-/// why, and the pod counts as ready: the operator asks no other.
+/// Takes the dataset's folder over, however long that takes; `None` at shutdown. As long as it fails, the control port says why. The
+/// pod counts as ready meanwhile, so that an update goes on; not where an update is the reason: then it ends here, and the workers that
+/// are not updated yet go on serving.
 pub(crate) async fn open(
     settings: &Settings,
     roster: &watch::Receiver<Arc<Roster>>,
@@ -55,7 +57,7 @@ pub(crate) async fn open(
             over.clone().cancelled_owned(),
         );
     let server = tokio::spawn(server);
-    health.set_ready(true);
+    health.set_ready(last.reason != reasons::LATER_FORMAT);
     let mut pause = Pause::new();
     let worker = loop {
         if over.run_until_cancelled(pause.wait()).await.is_none() {

@@ -185,7 +185,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         local: Listener::bind(&names::worker_socket(&args.run_dir, &args.dataset_uid), &[names::MOUNTER_UID, 0], SOCKET_MODE)?,
     };
     health.set_ready(true);
-    tracing::info!(dataset = worker.dataset_uid, node = worker.node, version = larder_telemetry::VERSION, "worker is ready");
+    tracing::info!(dataset = worker.dataset_uid, node = worker.node, version = larder_telemetry::version(), "worker is ready");
     let served = tokio::select! {
         served = serve(Arc::clone(&worker), listeners, shutdown.clone()) => served,
         admin = admin => admin.context("admin server")?.context("admin server").and_then(|()| {

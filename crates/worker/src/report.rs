@@ -26,6 +26,7 @@ pub(crate) mod reasons {
     pub const DOES_NOT_FIT: &str = "DoesNotFit";
     pub const DISK_FULL: &str = "DiskFull";
     pub const DISK_FAILED: &str = "DiskFailed";
+    pub const LATER_FORMAT: &str = "LaterFormat";
     pub const DATA_CORRUPTED: &str = "DataCorrupted";
 }
 
@@ -38,7 +39,12 @@ pub(crate) fn origin_problem(e: &larder_origin::Error) -> pb::Problem {
 }
 
 pub(crate) fn folder_problem(e: &folder::FolderError) -> pb::Problem {
-    problem(if e.is_full() { reasons::DISK_FULL } else { reasons::DISK_FAILED }, e.to_string())
+    let reason = match e {
+        e if e.is_later() => reasons::LATER_FORMAT,
+        e if e.is_full() => reasons::DISK_FULL,
+        _ => reasons::DISK_FAILED,
+    };
+    problem(reason, e.to_string())
 }
 
 pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {

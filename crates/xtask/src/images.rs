@@ -25,6 +25,9 @@ pub struct Args {
     /// Name in the archive
     #[arg(long, default_value = "localhost/larder:dev")]
     name: String,
+    /// The release that the daemons of the image say they are, if not that of the binary
+    #[arg(long)]
+    version: Option<String>,
     /// The archive to write
     #[arg(long, default_value = "target/images/larder.tar")]
     output: PathBuf,
@@ -33,7 +36,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let runtime = runtime_layer(&args.runtime)?;
     let binary = layer(&[("usr/bin/larder".into(), args.binary.clone(), 0o755)], &[])?;
-    let archive = archive(&args.name, &[runtime, binary])?;
+    let archive = archive(&args.name, args.version.as_deref(), &[runtime, binary])?;
     let folder = args.output.parent().context("output needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let tmp = args.output.with_extension("tmp");
@@ -140,7 +143,7 @@ fn append(
     Ok(())
 }
 
-fn archive(name: &str, layers: &[Vec<u8>]) -> Result<Vec<u8>> {
+fn archive(name: &str, version: Option<&str>, layers: &[Vec<u8>]) -> Result<Vec<u8>> {
     let mut blobs: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |media: &str, bytes: Vec<u8>| -> Value {
         let digest = format!("{:x}", HexSlice(&Sha256::digest(&bytes)));
@@ -149,12 +152,14 @@ fn archive(name: &str, layers: &[Vec<u8>]) -> Result<Vec<u8>> {
         descriptor
     };
     let layers: Vec<Value> = layers.iter().map(|l| add("application/vnd.oci.image.layer.v1.tar", l.clone())).collect();
+    let mut env = vec!["PATH=/usr/bin".to_owned(), "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt".to_owned()];
+    env.extend(version.map(|version| format!("LARDER_VERSION={version}")));
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
         "config": {
             "Entrypoint": ["/usr/bin/larder"],
-            "Env": ["PATH=/usr/bin", "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"],
+            "Env": env,
             "User": "65532:65532",
             "WorkingDir": "/",
         },

@@ -12,7 +12,7 @@
 //! ```
 
 mod cases;
-mod watch;
+pub(super) mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +25,7 @@ use serde_json::json;
 
 use super::larder::{BUCKET, Named, install, upload};
 use crate::cluster::Node;
+use crate::dataset::Manifest;
 use crate::images;
 use crate::lab::Lab;
 use crate::report::{say, seconds, step};
@@ -87,14 +88,7 @@ pub fn faults(lab: &Lab, only: &str, quick: bool) -> Result<bool> {
     lab.cluster.load_image(lab.cluster.nodes(), &archive)?;
     let mut started = Vec::new();
     for (_, name, mode, placement, ..) in READERS {
-        let named = Named { lab, namespace: name, name };
-        let manifest = upload(lab, BUCKET, name, 23)?;
-        lab.cluster.create_namespace(name)?;
-        let placed = format!("  cache:\n    placement: {placement}\n");
-        lab.cluster.apply(&named.yaml()?.replacen("  cache:\n", &placed, 1))?;
-        named.set_mount(&json!({ "mode": mode }))?;
-        named.wait("Preloaded", WAIT)?;
-        started.push((named, manifest));
+        started.push(preloaded(lab, name, mode, placement)?);
     }
     let mut readers = Vec::new();
     for ((node, _, mode, _, count, kinds), (named, manifest)) in READERS.into_iter().zip(started) {
@@ -138,6 +132,18 @@ pub fn faults(lab: &Lab, only: &str, quick: bool) -> Result<bool> {
         readers.remove()?;
     }
     Ok(rows.iter().all(|row| row.holds))
+}
+
+/// A small dataset that is mounted and placed so, and on the disks.
+pub(super) fn preloaded<'a>(lab: &'a Lab, name: &'a str, mode: &str, placement: &str) -> Result<(Named<'a>, Manifest)> {
+    let named = Named { lab, namespace: name, name };
+    let manifest = upload(lab, BUCKET, name, 23)?;
+    lab.cluster.create_namespace(name)?;
+    let placed = format!("  cache:\n    placement: {placement}\n");
+    lab.cluster.apply(&named.yaml()?.replacen("  cache:\n", &placed, 1))?;
+    named.set_mount(&json!({ "mode": mode }))?;
+    named.wait("Preloaded", WAIT)?;
+    Ok((named, manifest))
 }
 
 impl<'a> Faults<'a> {

@@ -527,3 +527,43 @@ async fn a_million_files_are_found_within_five_seconds() {
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
 }
+
+/// A folder with what this release writes into it: a complete file, and one that is unfinished. A later release that reads another
+/// format must go on with these.
+fn folder_of_this_release(dir: &Path) -> [ObjectKey; 2] {
+    let keys = ["ab", "cd"].map(|digits| ObjectKey::from_hex(&digits.repeat(32)).unwrap());
+    let [complete, unfinished] = &keys;
+    for folder in [layout::data(dir, complete), layout::fill(dir, unfinished)] {
+        fs::create_dir_all(folder.parent().unwrap()).unwrap();
+    }
+    let formats = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats");
+    fs::copy(formats.join("complete"), layout::data(dir, complete)).unwrap();
+    fs::copy(formats.join("complete.meta"), layout::sidecar(dir, complete, 6)).unwrap();
+    fs::copy(formats.join("unfinished.map"), layout::journal(dir, unfinished)).unwrap();
+    let file = File::create(layout::fill(dir, unfinished)).unwrap();
+    file.write_all_at(b"larder", CHUNK).unwrap();
+    keys
+}
+
+#[tokio::test]
+async fn what_this_release_has_cached_is_used_as_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let [complete, unfinished] = folder_of_this_release(dir.path());
+    let cache = open(dir.path());
+    let fetched = Arc::default();
+    for (key, size, range) in [(complete, 6, 0..6), (unfinished, CHUNK + 6, CHUNK..CHUNK + 6)] {
+        let object = Object { key, size, keep: Keep::Own };
+        let read = cache.read_range(&object, range, counted(&fetched)).await.unwrap();
+        assert_eq!(read.bytes, b"larder".as_slice());
+    }
+    assert_eq!(fetched.load(SeqCst), 0);
+    assert!(cache.verify(&complete).await);
+    // And it is written as ever.
+    let sidecar = crate::sidecar::Sidecar { size: 6, crcs: crate::blocks::crcs(6, b"larder") };
+    assert_eq!(sidecar.encode(), fs::read(layout::sidecar(dir.path(), &complete, 6)).unwrap());
+    let [journal, copy] = [layout::journal(dir.path(), &unfinished), dir.path().join("copy")];
+    fs::rename(&journal, &copy).unwrap();
+    crate::fill::begin(dir.path(), &unfinished, CHUNK + 6).unwrap();
+    crate::fill::append(dir.path(), &unfinished, 1, &sidecar.crcs).unwrap();
+    assert_eq!(fs::read(journal).unwrap(), fs::read(copy).unwrap());
+}

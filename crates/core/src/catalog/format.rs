@@ -5,7 +5,7 @@ pub(super) use crate::checksum::crc32c;
 use super::{CatalogError, NAME_MAX, Sizes, VERSION_MAX};
 
 pub(super) const MAGIC: &[u8; 8] = b"LARDRCAT";
-/// Raised with every change of the format. A catalog of another version is thrown away and listed again.
+/// Raised with every change of the format. A catalog of another version is not read; the origin is listed again.
 pub const VERSION: u32 = 2;
 pub(super) const HEADER: u64 = 4096;
 pub(super) const ENTRY: usize = 32;

@@ -74,7 +74,10 @@ pub enum CatalogError {
     #[error("catalog is not usable: {0}")]
     Header(&'static str),
     /// Written by another Larder.
-    #[error("catalog has format {0}, this Larder reads format {VERSION}; the origin has to be listed again", VERSION = super::VERSION)]
+    #[error(
+        "catalog has format {0}, and this release of Larder reads format {VERSION}; go back to a release that reads it, or have the origin listed again",
+        VERSION = super::VERSION
+    )]
     Version(u32),
     /// A catalog, and another one.
     #[error("catalog is {found} and not {wanted}")]

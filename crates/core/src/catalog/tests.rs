@@ -314,3 +314,25 @@ fn resealed(file: &mut [u8]) {
     header.table = *blake3::hash(&file[table..]).as_bytes();
     file[..HEADER as usize].copy_from_slice(&header.encode());
 }
+
+/// As this release writes it. A later one that reads another format lists the origin again, and must not take this one away.
+const OF_THIS_RELEASE: &[u8] = include_bytes!("../../tests/formats/catalog-2");
+
+#[test]
+fn a_catalog_of_this_release_is_read_and_written_as_ever_and_one_of_another_is_refused_with_both_numbers() {
+    let files = [("a", 1), ("d/b", 2), ("d/e/c", 3 << 20)];
+    let written = build(&files).0;
+    assert_eq!(written, OF_THIS_RELEASE);
+    let catalog = open(OF_THIS_RELEASE.to_vec());
+    assert_eq!(catalog.entry(catalog.lookup(0, "a").unwrap().unwrap()).unwrap().size(), 1);
+    for other in [VERSION - 1, VERSION + 1] {
+        let mut bytes = OF_THIS_RELEASE.to_vec();
+        bytes[8..12].copy_from_slice(&other.to_le_bytes());
+        for told in [Catalog::open(bytes.clone()).unwrap_err(), Arrival::new().update(&bytes).unwrap_err()] {
+            let told = told.to_string();
+            for part in [format!("format {other}"), format!("reads format {VERSION}"), "go back to a release".to_owned()] {
+                assert!(told.contains(&part), "{part} in {told}");
+            }
+        }
+    }
+}

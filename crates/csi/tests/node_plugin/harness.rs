@@ -281,6 +281,20 @@ impl Lab {
         self.plugin = start_plugin(self.base.path(), &self.api).await;
     }
 
+    /// Stops the plugin, and says why the next one does not start.
+    pub async fn refused_plugin(&mut self) -> String {
+        self.plugin.0.cancel();
+        (&mut self.plugin.1).await.unwrap().unwrap();
+        self.plugin = run_plugin(self.base.path(), &self.api);
+        let ended = tokio::time::timeout(START, &mut self.plugin.1).await.expect("it runs");
+        format!("{:#}", ended.unwrap().unwrap_err())
+    }
+
+    /// One after another that has ended.
+    pub async fn next_plugin(&mut self) {
+        self.plugin = start_plugin(self.base.path(), &self.api).await;
+    }
+
     pub fn stop_worker(&mut self) {
         self.worker.abort();
         fs::remove_file(worker_socket(self.base.path())).unwrap();
@@ -492,6 +506,12 @@ async fn start_mounter(base: &Path) -> (CancellationToken, JoinHandle<anyhow::Re
 }
 
 async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    let plugin = run_plugin(base, api);
+    wait_for(&base.join("k/plugins_registry/larder@csi.larder.dev-reg.sock")).await;
+    plugin
+}
+
+fn run_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
     let args = larder_csi::Args {
         node: "gpu-1".into(),
         kubelet_dir: base.join("k"),
@@ -503,10 +523,8 @@ async fn start_plugin(base: &Path, api: &Api) -> (CancellationToken, JoinHandle<
         abort_seconds: 3,
         admin_addr: ([127, 0, 0, 1], 0).into(),
     };
-    let registration = args.kubelet_dir.join("plugins_registry/larder@csi.larder.dev-reg.sock");
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(larder_csi::run_with(args, client(api), shutdown.clone()));
-    wait_for(&registration).await;
     (shutdown, task)
 }
 

@@ -285,6 +285,33 @@ async fn a_target_shows_the_same_snapshot_whatever_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_finds_a_record_of_a_later_format_takes_nothing_away() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    let record = fs::read_dir(lab.csi_folder().join("state")).unwrap().next().unwrap().unwrap().path();
+    let (written, layers) = (fs::read_to_string(&record).unwrap(), lab.layers(&target));
+    let later = written.replace(r#""version":1"#, r#""version":2"#);
+    fs::write(&record, &later).unwrap();
+    let told = lab.refused_plugin().await;
+    for part in [record.to_str().unwrap(), "format 2", "up to 1", "go back to the release"] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert_eq!(fs::read_to_string(&record).unwrap(), later);
+    assert_eq!(lab.layers(&target), layers);
+    assert_eq!(lab.layers(&lab.superblock(&layers[1].source)).len(), 1, "it is where it was");
+    assert_eq!(lab.read(&target, "dir/a").await.unwrap(), lab.content("dir/a"));
+    // The release that wrote it is back.
+    fs::write(&record, written).unwrap();
+    lab.next_plugin().await;
+    lab.publish(&target).await.unwrap();
+    assert_eq!(lab.layers(&target), layers);
+    lab.unpublish(&target).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_that_is_not_ready_is_waited_for_and_then_named() {
     let Some(lab) = Lab::start().await else { return };
     let target = lab.target("1");

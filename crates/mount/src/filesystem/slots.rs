@@ -4,6 +4,7 @@
 //! One slot of 32 bytes for each, written at once by pwrite(2), which no signal cuts in two: whenever the process is killed,
 //! every slot is as it was before or as it is after. There is one writer at a time.
 
+use larder_core::format::LaterFormat;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use std::{fs::File, io, os::unix::fs::FileExt as _};
@@ -64,19 +65,21 @@ impl Entry {
         bytes
     }
 
-    /// None: nothing, or nothing that this version knows.
-    fn decode(bytes: &[u8; SIZE]) -> Option<Self> {
+    /// None: nothing. What only a later release knows is not nothing: it must be neither forgotten nor written over.
+    fn decode(bytes: &[u8; SIZE]) -> Result<Option<Self>, LaterFormat> {
         let [h0, h1, h2, h3, h4, h5, h6, h7, i0, i1, i2, i3, i4, i5, i6, i7, b0, b1, b2, b3, k0, k1, k2, k3, ..] = *bytes;
         let handle = u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7]);
         let inode = u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7]);
         let id = u32::from_le_bytes([b0, b1, b2, b3]);
-        match u32::from_le_bytes([k0, k1, k2, k3]) {
+        let kind = u32::from_le_bytes([k0, k1, k2, k3]);
+        LaterFormat::refuse(kind, HIGHEST)?;
+        Ok(match kind {
             PASSTHROUGH => Some(Self::Passthrough { handle, inode, id }),
             CACHED => Some(Self::Cached { handle, inode }),
             BACKING => Some(Self::Backing { id }),
             HIGHEST => Some(Self::Highest { id }),
             _ => None,
-        }
+        })
     }
 }
 
@@ -104,14 +107,14 @@ impl Slots {
         Ok(memfd_create("larder-opens", MFdFlags::MFD_CLOEXEC)?.into())
     }
 
-    /// Goes on with what another process has left in the file.
+    /// Goes on with what another process has left in the file. An entry of a later release is an error.
     pub(super) fn load(file: File) -> io::Result<(Self, Vec<(Slot, Entry)>)> {
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, 0)?;
         let (mut free, mut found) = (Free::default(), Vec::new());
         for bytes in bytes.as_chunks::<SIZE>().0 {
-            match Entry::decode(bytes) {
+            match Entry::decode(bytes).map_err(io::Error::other)? {
                 Some(entry) => found.push((Slot(free.end), entry)),
                 None => free.within.push(free.end),
             }
@@ -175,5 +178,25 @@ mod tests {
         slots.replace(at[2], Entry::Highest { id: 9 }).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 3 * SIZE as u64);
         assert_eq!(Slots::load(file).unwrap().1[2], (at[2], Entry::Highest { id: 9 }));
+    }
+
+    #[test]
+    fn an_entry_that_only_a_later_release_knows_is_refused_and_stays() {
+        let file = Slots::file().unwrap();
+        let (slots, _) = Slots::load(file.try_clone().unwrap()).unwrap();
+        slots.write(Entry::Cached { handle: 4, inode: 8 }).unwrap();
+        let mut later = Entry::Cached { handle: 6, inode: 9 }.encode();
+        later[20] = 5;
+        file.write_all_at(&later, SIZE as u64).unwrap();
+        let told = Slots::load(file.try_clone().unwrap()).unwrap_err().to_string();
+        assert!(told.contains("format 5") && told.contains("up to 4"), "{told}");
+        let mut found = [0; SIZE];
+        file.read_exact_at(&mut found, SIZE as u64).unwrap();
+        assert_eq!(found, later);
+        // What there is room for in an entry is no format.
+        later[20] = 2;
+        later[24] = 1;
+        file.write_all_at(&later, SIZE as u64).unwrap();
+        assert_eq!(Slots::load(file).unwrap().1[1].1, Entry::Cached { handle: 6, inode: 9 });
     }
 }

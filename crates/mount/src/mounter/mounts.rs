@@ -189,7 +189,7 @@ impl Mounts {
                     self.keeping.ended(&name);
                 }
                 MountError::Session { source: SessionError::OtherAnswer, .. }
-                | MountError::Kept(KeptError::Version(_))
+                | MountError::Kept(KeptError::Later { .. } | KeptError::Damaged(..))
                 | MountError::Invalid(_) => {
                     tracing::error!(name, %error, "a mount cannot be taken over; its readers wait for a mounter that can");
                     self.unfit.store(true, Relaxed);
@@ -384,10 +384,18 @@ impl Mounts {
             }
         };
         NodePage {
+            version: larder_telemetry::version().to_owned(),
             kernel: nix::sys::utsname::uname().map_or_else(|e| e.to_string(), |u| u.release().to_string_lossy().into_owned()),
             passthrough: table.sessions.values().find_map(|s| s.outcome.kernel_can.get().copied()),
             mounts: table.sessions.values().map(shown).collect(),
         }
+    }
+
+    /// Could it go on with all that is held? To be asked before it is its turn.
+    pub(super) async fn check(&self) -> Result<(), MountError> {
+        let (keeping, threads) = (self.keeping.clone(), self.options.threads);
+        let checked = tokio::task::spawn_blocking(move || keeping.check(threads)).await;
+        Ok(checked.map_err(|e| MountError::Task("looking at what is held", e))??)
     }
 
     /// Could it go on with all that it has seen?

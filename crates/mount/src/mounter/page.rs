@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodePage {
+    /// Release of the mounter; an older one than this field says nothing.
+    #[serde(default)]
+    pub version: String,
     /// Release of the kernel.
     pub kernel: String,
     /// Does the kernel offer passthrough? Not known before something is mounted.

@@ -20,7 +20,13 @@ async fn talk(conn: Conn, mounts: Arc<Mounts>) -> Result<(), FdPassError> {
         let reply = match conn.request::<Request>().await {
             Ok(None) => return Ok(()),
             Ok(Some((request, fd))) => answer(&mounts, request, fd).await,
-            Err(error @ FdPassError::Decode(_)) => Reply::Error { retry: false, message: error.to_string() },
+            Err(FdPassError::Decode(error)) => Reply::Error {
+                retry: false,
+                message: format!(
+                    "that is no request of release {}, which this mounter is of: {error}",
+                    larder_telemetry::version()
+                ),
+            },
             Err(error) => return Err(error),
         };
         conn.send(&reply, None).await?;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Roster};
+use ::http::StatusCode;
 use futures::StreamExt as _;
 use larder_core::{
     catalog::{Builder, Listed, digest},
@@ -450,4 +451,21 @@ async fn a_catalog_is_taken_from_whoever_has_the_right_one() {
     assert_eq!(files(), 1);
     let missing = dir.path().join("no").join(&name);
     assert!(matches!(cluster.client.catalog(&roster, UID, &name, &missing).await, Err(CatalogFetchError::Disk { .. })));
+}
+
+#[tokio::test]
+async fn what_is_asked_in_another_version_is_refused_and_words_that_are_not_known_are_passed_over() {
+    let cluster = Cluster::start().await;
+    let (node, ip) = cluster.roster.addresses.iter().next().unwrap();
+    let address = SocketAddr::new(*ip, cluster.client.inner.options.port);
+    let ask = async |path: &str| {
+        let asked = cluster.client.inner.transport.get(address, UID, path, Some(&(0..4)), StatusCode::PARTIAL_CONTENT).await;
+        asked.map(drop)
+    };
+    let path = format!("{UID}/objects/{}?snapshot={}&inode=1", key(), "d".repeat(64));
+    ask(&format!("/v1/{path}&zone=a&disk=0")).await.unwrap();
+    assert_eq!(cluster.asked(node).len(), 1);
+    let Err(http::Failure::Status(StatusCode::NOT_FOUND, told)) = ask(&format!("/v2/{path}")).await else { panic!() };
+    assert!(told.contains("answers what begins with /v1/"), "{told}");
+    assert!(cluster.asked(node).is_empty());
 }

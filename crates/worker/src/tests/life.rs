@@ -5,7 +5,12 @@ use crate::metrics::Metrics;
 use larder_origin::testing::FakeS3;
 use larder_proto::control::v1::{self as pb, worker_client::WorkerClient};
 use larder_telemetry::Health;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +69,47 @@ async fn a_worker_that_cannot_begin_says_why_and_begins_when_it_can() {
     std::fs::create_dir(&tier).unwrap();
     assert!(opening.await.unwrap().unwrap().is_some());
     assert!(!health.is_ready());
+}
+
+/// All files beneath a folder, and what is in them.
+fn files_of(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files =
+        |path: PathBuf| if path.is_dir() { files_of(&path) } else { [(path.clone(), std::fs::read(path).unwrap())].into() };
+    entries.flat_map(files).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_a_later_release_is_left_as_it_is_and_an_update_ends_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, health, shutdown) = (dir.path().join(UID), Health::default(), CancellationToken::new());
+    // Whatever makes no sense to this release would be removed.
+    for (name, bytes) in
+        [("format", "2\n"), ("lock", ""), ("state.json", "[]"), ("catalogs/x", "y"), ("data/ab/cd", "z"), ("fill/e.map2", "")]
+    {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let before = files_of(&folder);
+    let settings = settings("gpu-0", &folder, larder_peer::Options::default());
+    let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", control.local_addr().unwrap());
+    let roster = watch::Sender::new(Arc::default()).subscribe();
+    let opening = tokio::spawn({
+        let (settings, health, shutdown) = (settings.clone(), health.clone(), shutdown.clone());
+        async move { crate::held_up::open(&settings, &roster, &Metrics::default(), control, &health, &shutdown).await }
+    });
+    let mut client = WorkerClient::connect(address).await.unwrap();
+    let problem = client.status(pb::StatusRequest {}).await.unwrap().into_inner().problems.remove(0);
+    assert_eq!(problem.reason, "LaterFormat");
+    assert!(problem.message.contains("format 2") && problem.message.contains("up to 1"), "{problem:?}");
+    let erased = client.erase(pb::EraseRequest { dataset_uid: UID.into() }).await.unwrap_err();
+    assert_eq!(erased.code(), tonic::Code::Unavailable);
+    assert!(!health.is_ready(), "the next node would be updated too");
+    assert_eq!(files_of(&folder), before);
+    shutdown.cancel();
+    assert!(opening.await.unwrap().unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

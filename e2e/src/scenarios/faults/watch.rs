@@ -24,20 +24,20 @@ const POD: &str = "readers";
 const SHOWN: usize = 10;
 
 /// Seconds that belong to one fault.
-pub(super) type Window = (u64, u64);
+pub(in crate::scenarios) type Window = (u64, u64);
 
 /// Where the log was.
 #[derive(Clone, Copy)]
-pub(super) struct Mark(usize);
+pub(in crate::scenarios) struct Mark(usize);
 
 /// Seconds since 1970, as the readers count them.
-pub(super) fn now() -> Result<u64> {
+pub(in crate::scenarios) fn now() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs())
 }
 
-pub(super) struct Readers<'a> {
-    pub(super) named: Named<'a>,
-    pub(super) manifest: Manifest,
+pub(in crate::scenarios) struct Readers<'a> {
+    pub(in crate::scenarios) named: Named<'a>,
+    pub(in crate::scenarios) manifest: Manifest,
     log: RefCell<Log>,
 }
 
@@ -78,16 +78,22 @@ impl Log {
 
 /// What readers saw of some faults.
 #[derive(Clone, Copy)]
-pub(super) struct Seen {
-    pub(super) errors: usize,
-    pub(super) wrong: usize,
+pub(in crate::scenarios) struct Seen {
+    pub(in crate::scenarios) errors: usize,
+    pub(in crate::scenarios) wrong: usize,
     /// Milliseconds.
-    pub(super) p99: u64,
-    pub(super) max: u64,
+    pub(in crate::scenarios) p99: u64,
+    pub(in crate::scenarios) max: u64,
 }
 
 impl<'a> Readers<'a> {
-    pub(super) fn start(named: Named<'a>, node: &Node, manifest: Manifest, count: usize, kinds: &str) -> Result<Self> {
+    pub(in crate::scenarios) fn start(
+        named: Named<'a>,
+        node: &Node,
+        manifest: Manifest,
+        count: usize,
+        kinds: &str,
+    ) -> Result<Self> {
         let sums: Value = manifest.iter().map(|(path, entry)| (path.clone(), json!(entry.sha256))).collect();
         let mut pod = named.pod(POD, node, &["python3", "-c", PROGRAM]);
         let container = &mut pod["spec"]["containers"][0];
@@ -107,12 +113,12 @@ impl<'a> Readers<'a> {
         Ok(readers)
     }
 
-    pub(super) fn mark(&self) -> Result<Mark> {
+    pub(in crate::scenarios) fn mark(&self) -> Result<Mark> {
         Ok(Mark(self.log.borrow_mut().follow()?.len()))
     }
 
     /// Waits until a whole second has begun after `now` in which no reader waited long; returns the seconds from now to it.
-    pub(super) fn settle(&self, now: u64) -> Result<Window> {
+    pub(in crate::scenarios) fn settle(&self, now: u64) -> Result<Window> {
         self.named.lab.cluster.wait_until(&format!("readers of {} to go on", self.named.name), WAIT, || {
             let mut log = self.log.borrow_mut();
             let calm = log.follow()?.iter().rev().find_map(|line| match line {
@@ -126,7 +132,7 @@ impl<'a> Readers<'a> {
     }
 
     /// What was seen since the mark, and the waits within the windows.
-    pub(super) fn seen(&self, from: Mark, windows: impl Iterator<Item = Window>) -> Result<Seen> {
+    pub(in crate::scenarios) fn seen(&self, from: Mark, windows: impl Iterator<Item = Window>) -> Result<Seen> {
         let mut log = self.log.borrow_mut();
         let lines = log.follow()?.get(from.0..).context("the readers' log was cut")?;
         let (mut errors, mut wrong, mut waits) = (0, 0, Vec::new());
@@ -156,7 +162,7 @@ impl<'a> Readers<'a> {
         Ok(Seen { errors, wrong, p99, max: waits[waits.len() - 1] })
     }
 
-    pub(super) fn remove(&self) -> Result<()> {
+    pub(in crate::scenarios) fn remove(&self) -> Result<()> {
         self.named.lab.cluster.delete_and_wait("pods", Some(self.named.namespace), POD, WAIT)?;
         self.named.remove(Duration::from_secs(120))
     }

@@ -166,6 +166,24 @@ async fn a_claim_that_someone_makes_in_between_is_not_overwritten() {
     assert!(calls.iter().any(|c| c.is("PATCH", &format!("{DATASET}/status"))));
 }
 
+#[tokio::test]
+async fn a_member_list_of_a_later_format_is_not_written_over() {
+    let with = |version: u32| {
+        move |call: &Call| {
+            if call.method == Method::GET && call.uri.contains("-members") {
+                let text = json!({ "version": version, "generation": 3, "members": [] }).to_string();
+                return (200, json!({ "metadata": { "name": "m" }, "data": { larder_core::names::MEMBERS_KEY: text } }));
+            }
+            empty_cluster(call)
+        }
+    };
+    reconcile_with(mk_dataset(), with(1)).await.0.unwrap();
+    let (result, calls) = reconcile_with(mk_dataset(), with(2)).await;
+    let error = larder_core::causes::chain(&result.unwrap_err());
+    assert!(error.contains("the member list") && error.contains("format 2") && error.contains("up to 1"), "{error}");
+    assert!(calls.iter().all(|call| call.method == Method::GET), "{calls:?}");
+}
+
 fn deleted() -> CacheDataset {
     let mut dataset = mk_dataset();
     dataset.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(super::testing::now()));

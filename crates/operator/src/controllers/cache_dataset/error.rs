@@ -1,5 +1,6 @@
 //! What can fail in a reconcile.
 
+use larder_core::format::LaterFormat;
 use std::time::Duration;
 
 /// The action that failed, and the object it failed on.
@@ -21,6 +22,8 @@ pub(super) enum Error {
     Status { dataset: String, source: kube::Error },
     #[error("read CacheDataset: the API server sent it without a uid")]
     NoUid,
+    #[error("the member list")]
+    Members { source: LaterFormat },
     #[error("reconcile took longer than {0:?}")]
     TimedOut(Duration),
     /// Not a failure: deletion has to wait for something.

@@ -22,7 +22,11 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 use larder_api::{CacheDataset, labels};
-use larder_core::{names, placement::Members};
+use larder_core::{
+    format::{LaterFormat, Versioned},
+    names,
+    placement::Members,
+};
 use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,8 +73,19 @@ pub(super) enum Referenced<K> {
 impl Observed {
     /// The member list as it stands; an unreadable one counts as none and is written again.
     pub(super) fn current_members(&self) -> Option<Members> {
-        serde_json::from_str(self.members.as_ref()?.data.as_ref()?.get(names::MEMBERS_KEY)?).ok()
+        serde_json::from_str(members_text(self.members.as_ref()?)?).ok()
     }
+}
+
+fn members_text(map: &ConfigMap) -> Option<&str> {
+    map.data.as_ref()?.get(names::MEMBERS_KEY).map(String::as_str)
+}
+
+/// One of a later format must not be written over: all shares would be dealt out anew.
+fn expect_known(members: Option<&ConfigMap>) -> Result<(), Error> {
+    let version = members.and_then(members_text).and_then(|text| serde_json::from_str(text).ok());
+    let Versioned { version } = version.unwrap_or(Versioned { version: 0 });
+    LaterFormat::refuse(version, Members::FORMAT).map_err(|source| Error::Members { source })
 }
 
 pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<Observed, Error> {
@@ -93,6 +108,7 @@ pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<
         volume_and_claim,
     )?;
 
+    expect_known(members.as_ref())?;
     let stores = &context.stores;
     let pods = worker_pods(&stores.pods, &owner.uid);
     let daemon_set = stored(&stores.daemon_sets, &names::worker_name(&owner.uid), ours);
@@ -102,8 +118,12 @@ pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<
         Some(set) if pods.is_empty() => last_warning(&set.uid().unwrap_or_default(), context).await?,
         _ => None,
     };
-    let workers = pods::workers(&pods, &warnings);
-    let statuses = workers::statuses(context.workers(&owner.uid), &workers).await;
+    let mut workers = pods::workers(&pods, &warnings);
+    let of = context.workers(&owner.uid);
+    let (statuses, mut troubles) = tokio::join!(workers::statuses(of, &workers), workers::troubles(of, &workers));
+    for worker in &mut workers {
+        worker.trouble = worker.trouble.take().or_else(|| troubles.remove(&worker.node));
+    }
 
     Ok(Observed {
         now,

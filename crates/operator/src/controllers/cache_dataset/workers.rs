@@ -6,6 +6,7 @@ use larder_core::{causes, names};
 use larder_proto::control::v1::{Config, ConfigureRequest, EraseRequest, StatusRequest, worker_client::WorkerClient};
 use larder_trust::{Connector, Security, worker_uri};
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -38,6 +39,16 @@ pub(super) async fn statuses(of: Workers<'_>, workers: &[Worker]) -> Statuses {
         call.boxed()
     });
     stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await
+}
+
+/// Asks every worker that is up and not ready what keeps it from that; one that says nothing is on its way.
+pub(super) async fn troubles(of: Workers<'_>, workers: &[Worker]) -> BTreeMap<String, String> {
+    let starting = workers.iter().filter(|w| !w.ready && w.trouble.is_none());
+    let asked = starting.filter_map(|w| Some((w.node.clone(), w.address?))).map(|(node, address)| {
+        let call = async move { Some((node, status(of, address).await.ok()?.problems.into_iter().next()?.message)) };
+        call.boxed()
+    });
+    stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(PARALLEL).filter_map(std::future::ready).collect().await
 }
 
 async fn status(of: Workers<'_>, address: IpAddr) -> Result<larder_proto::control::v1::StatusResponse, String> {
