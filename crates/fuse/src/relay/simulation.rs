@@ -1,9 +1,10 @@
 //! Processes with a journal, one after the other, each killed between any two of its steps.
 
 use super::{
-    tests::{pair, read, request},
+    tests::{read, request},
     *,
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -37,6 +38,12 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<prop::sample::Index>(), steps).prop_map(|(which, steps)| Step::Answer { which, steps }),
         1 => Just(Step::Die),
     ]
+}
+
+/// What is not there is an error and not waited for.
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
 }
 
 struct Process {
