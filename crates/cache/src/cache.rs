@@ -24,9 +24,9 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// A disk that failed gets nothing new for so long.
 const OUT: Duration = Duration::from_secs(60);
@@ -440,5 +440,7 @@ fn rank<E: std::error::Error + Clone + Send + Sync + 'static>(place: &Place<E>, 
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -112,6 +112,7 @@ pub fn score(key: &ObjectKey, place: &str, weight: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn members(weights: &[u32]) -> Members {
         Members {
@@ -204,6 +205,99 @@ mod tests {
             let order = m.order(&k);
             assert_eq!(order[0], m.owner(&k).unwrap());
             assert_eq!(order[2].node, "gpu-0");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Join(usize),
+        Leave(usize),
+        /// It is asked to leave, or stays after all.
+        Leaving(usize, bool),
+        Weight(usize, u32),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let node = 0..8usize;
+        prop_oneof![
+            4 => node.clone().prop_map(Change::Join),
+            3 => node.clone().prop_map(Change::Leave),
+            2 => (node.clone(), any::<bool>()).prop_map(|(node, is)| Change::Leaving(node, is)),
+            2 => (node, 1..5u32).prop_map(|(node, weight)| Change::Weight(node, weight)),
+        ]
+    }
+
+    /// As the operator writes it next. A node that is back has the weight that it had.
+    fn changed(now: &Members, change: &Change, weights: &mut [u32; 8]) -> Members {
+        let mut next = Members { generation: now.generation + 1, members: now.members.clone() };
+        let name = |node: &usize| format!("gpu-{node}");
+        match change {
+            Change::Join(node) if now.members.iter().all(|m| m.node != name(node)) => {
+                let (weight, since) = (weights[*node], next.generation);
+                next.members.push(Member { node: name(node), weight, since, leaving: false });
+            }
+            Change::Join(_) => {}
+            Change::Leave(node) => next.members.retain(|m| m.node != name(node)),
+            Change::Leaving(node, is) => {
+                next.members.iter_mut().filter(|m| m.node == name(node)).for_each(|m| m.leaving = *is);
+            }
+            Change::Weight(node, weight) => {
+                weights[*node] = *weight;
+                next.members.iter_mut().filter(|m| m.node == name(node)).for_each(|m| m.weight = *weight);
+            }
+        }
+        next.members.sort_by(|a, b| a.node.cmp(&b.node));
+        next
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_members_do_only_what_must_moves_and_who_had_it_is_known(changes in prop::collection::vec(change(), 1..25)) {
+            let (mut now, mut weights) = (members(&[1, 1]), [1; 8]);
+            let mut lists = vec![now.clone()];
+            for change in &changes {
+                let next = changed(&now, change, &mut weights);
+                let find = |list: &Members, node: &str| list.members.iter().find(|m| m.node == node).cloned();
+                for k in keys(60) {
+                    let (before, after) = (now.owner(&k).cloned(), next.owner(&k).cloned());
+                    prop_assert_eq!(after.is_none(), next.members.is_empty(), "somebody can always be asked");
+                    let turned: Members = Members { members: next.members.iter().rev().cloned().collect(), ..next.clone() };
+                    prop_assert_eq!(turned.order(&k), next.order(&k), "all agree, in whatever order they have the list");
+                    let (Some(before), Some(after)) = (before, after) else { continue };
+                    if before.node != after.node {
+                        let (lost, won) = (find(&next, &before.node), find(&now, &after.node));
+                        let gives = lost.is_none_or(|m| (m.leaving && !before.leaving) || m.weight < before.weight);
+                        let takes = won.is_none_or(|m| (m.leaving && !after.leaving) || m.weight < after.weight);
+                        prop_assert!(gives || takes, "{before:?} -> {after:?}");
+                    }
+                }
+                lists.push(next.clone());
+                now = next;
+            }
+            let weighed = changes.iter().any(|change| matches!(change, Change::Weight(..)));
+            for k in keys(60) {
+                // Whoever owned it in any list and has been a member ever since has it, and is asked before the origin is.
+                for list in lists.iter().filter(|_| !weighed) {
+                    let Some(then) = list.owner(&k).filter(|then| now.members.iter().any(|m| (&m.node, m.since) == (&then.node, then.since))) else { continue };
+                    let owner = now.owner(&k).map(|m| m.node.as_str()).unwrap_or_default();
+                    let former = now.former_owners(&k, owner);
+                    prop_assert!(then.node == owner || former.iter().any(|m| m.node == then.node), "{} is not asked for what it has: {former:?}", then.node);
+                }
+            }
+        }
+
+        #[test]
+        fn a_node_that_comes_back_owns_what_it_had(weights in prop::collection::vec(1..5u32, 1..8), which: prop::sample::Index) {
+            let before = members(&weights);
+            let mut without = before.clone();
+            let node = without.members.remove(which.index(weights.len()));
+            let mut after = without.clone();
+            after.members.push(Member { since: 3, ..node.clone() });
+            for k in keys(60) {
+                let owner = |list: &Members| list.owner(&k).map(|m| m.node.clone());
+                prop_assert_eq!(owner(&before), owner(&after));
+                prop_assert!(owner(&before) == owner(&without) || owner(&before).as_ref() == Some(&node.node));
+            }
         }
     }
 }

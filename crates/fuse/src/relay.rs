@@ -184,11 +184,12 @@ impl Ends {
                 Ok(0) | Err(_) => return,
                 Ok(length) => length,
             };
-            let answer = &answer[..length];
-            self.slots.keep(answer);
-            self.answer(answer);
-            self.slots.answered(id(answer));
+            ANSWERING.iter().for_each(|step| step(self, &answer[..length]));
         }
+    }
+
+    fn keep(&self, answer: &[u8]) {
+        self.slots.keep(answer);
     }
 
     fn answer(&self, answer: &[u8]) {
@@ -199,7 +200,14 @@ impl Ends {
             tracing::debug!(%error, "answer a request");
         }
     }
+
+    fn answered(&self, answer: &[u8]) {
+        self.slots.answered(id(answer));
+    }
 }
+
+/// What is done with an answer of fuser's. After a death between two of them, the next process answers as this one would have.
+const ANSWERING: [fn(&Ends, &[u8]); 3] = [Ends::keep, Ends::answer, Ends::answered];
 
 /// Of fuse_read_in, behind handle and offset.
 const SIZE: usize = HEADER + 16;
@@ -365,6 +373,9 @@ fn id(message: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -373,12 +384,12 @@ mod tests {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
     }
 
-    fn request(operation: u32, id: u64, body: &[u8]) -> Vec<u8> {
+    pub(super) fn request(operation: u32, id: u64, body: &[u8]) -> Vec<u8> {
         let length = (HEADER + body.len()) as u32;
         [&length.to_ne_bytes()[..], &operation.to_ne_bytes(), &id.to_ne_bytes(), &[0; 24], body].concat()
     }
 
-    fn read(fd: &OwnedFd) -> Vec<u8> {
+    pub(super) fn read(fd: &OwnedFd) -> Vec<u8> {
         let mut bytes = vec![0; ANSWER];
         let length = nix::unistd::read(fd, &mut bytes).unwrap();
         bytes.truncate(length);

@@ -102,6 +102,7 @@ impl Index {
 mod tests {
     use super::*;
     use kube::core::ObjectMeta;
+    use proptest::prelude::*;
 
     const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 
@@ -175,5 +176,99 @@ mod tests {
         assert_eq!(index.roster(UID).members.members[0].node, "a");
         let told = read(&later).unwrap_err();
         assert!(told.contains("format 2") && told.contains("up to 1"), "{told}");
+    }
+
+    /// What the API server has, and a node that follows it.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Members(Vec<u8>),
+        Slice(u8, Vec<(u8, u8)>),
+        SliceGone(u8),
+        /// This node hears of nothing, until it is told all again.
+        Lost(usize),
+        Told(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => prop::collection::btree_set(0..6u8, 0..6).prop_map(|nodes| Event::Members(nodes.into_iter().collect())),
+            4 => (0..3u8, prop::collection::vec((0..6u8, 0..9u8), 0..4)).prop_map(|(slice, ends)| Event::Slice(slice, ends)),
+            1 => (0..3u8).prop_map(Event::SliceGone),
+            1 => (0..2usize).prop_map(Event::Lost),
+            2 => (0..2usize).prop_map(Event::Told),
+        ]
+    }
+
+    fn slice_of(slice: u8, ends: &[(u8, u8)]) -> EndpointSlice {
+        let ends: Vec<_> = ends
+            .iter()
+            .map(|(node, ip)| serde_json::json!({"addresses": [format!("10.0.0.{ip}")], "nodeName": format!("gpu-{node}")}))
+            .collect();
+        serde_json::from_value(serde_json::json!({
+            "metadata": meta(&format!("s{slice}")), "addressType": "IPv4", "endpoints": ends, "ports": [],
+        }))
+        .unwrap()
+    }
+
+    proptest! {
+        /// Each misses some of what happens and hears all again later, in its own order. Slices that are gone are heard of by both: of
+        /// one that is missed the addresses stay, see `follow`.
+        #[test]
+        fn nodes_that_have_heard_all_agree_whatever_they_had_missed(
+            events in prop::collection::vec(event(), 1..50),
+        ) {
+            let (mut map, mut slices, mut generation) = (None, BTreeMap::<u8, EndpointSlice>::new(), 0);
+            let mut nodes = [(Index::default(), true), (Index::default(), true)];
+            let tell = |index: &mut Index, map: &Option<ConfigMap>, slices: &BTreeMap<u8, EndpointSlice>, turned: bool| {
+                let told: Vec<_> = slices.values().cloned().collect();
+                if turned {
+                    let _ = map.clone().map(|map| index.config_map(Change::Set(map)));
+                    told.into_iter().rev().for_each(|slice| _ = index.endpoint_slice(Change::Set(slice)));
+                } else {
+                    told.into_iter().for_each(|slice| _ = index.endpoint_slice(Change::Set(slice)));
+                    let _ = map.clone().map(|map| index.config_map(Change::Set(map)));
+                }
+            };
+            for event in events {
+                match event {
+                    Event::Members(members) => {
+                        generation += 1;
+                        let members: Vec<_> = members
+                            .iter()
+                            .map(|node| serde_json::json!({"node": format!("gpu-{node}"), "weight": 1, "since": generation}))
+                            .collect();
+                        let text = serde_json::json!({"generation": generation, "members": members}).to_string();
+                        let new = mk_map(&format!("{UID}-members"), &text);
+                        nodes.iter_mut().filter(|n| n.1).for_each(|n| _ = n.0.config_map(Change::Set(new.clone())));
+                        map = Some(new);
+                    }
+                    Event::Slice(name, ends) => {
+                        let new = slice_of(name, &ends);
+                        nodes.iter_mut().filter(|n| n.1).for_each(|n| _ = n.0.endpoint_slice(Change::Set(new.clone())));
+                        slices.insert(name, new);
+                    }
+                    Event::SliceGone(name) => {
+                        if let Some(old) = slices.remove(&name) {
+                            nodes.iter_mut().for_each(|n| _ = n.0.endpoint_slice(Change::Gone(old.clone())));
+                        }
+                    }
+                    Event::Lost(node) => nodes[node].1 = false,
+                    Event::Told(node) => {
+                        nodes[node].1 = true;
+                        tell(&mut nodes[node].0, &map, &slices, node == 0);
+                    }
+                }
+                let [a, b] = [0, 1].map(|node| nodes[node].0.roster(UID));
+                if nodes.iter().all(|node| node.1) {
+                    prop_assert_eq!(a, b);
+                }
+            }
+            let mut fresh = Index::default();
+            tell(&mut fresh, &map, &slices, true);
+            for (turned, (index, _)) in nodes.iter_mut().enumerate() {
+                tell(index, &map, &slices, turned == 0);
+                prop_assert_eq!(index.roster(UID), fresh.roster(UID), "no trace of what it had missed");
+            }
+        }
     }
 }

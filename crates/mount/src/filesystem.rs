@@ -196,8 +196,7 @@ impl<B: Backend> DatasetFs<B> {
         }
         let (table, reader, identity) = (Arc::clone(table), Arc::clone(&self.reader), Arc::clone(&self.identity));
         self.runtime.spawn(async move {
-            let way = table.way(reader.local_file(inode, size).await, &identity).await;
-            table.first(inode, way, handle).reply(handle, reply);
+            table.open(inode, handle, reader.local_file(inode, size), &identity).await.reply(handle, reply);
         });
     }
 

@@ -44,7 +44,7 @@ use std::{
     time::Duration,
 };
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// The node plugin's user.
 const ROOT: u32 = 0;
@@ -188,7 +188,9 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     }
     mounts.take_over(&health).await;
     let listener = listen(&names::mounter_socket(&args.run_dir)).await?;
-    background.spawn(keep_taking_over(Arc::clone(&mounts), keeping.clone(), health.clone()));
+    let leaving = shutdown.child_token();
+    let taking_over = keep_taking_over(Arc::clone(&mounts), keeping.clone(), health.clone(), leaving.clone());
+    let taking_over = AbortOnDropHandle::new(tokio::spawn(taking_over));
     tracing::info!(node = args.node, open_files, "mounter is ready");
 
     let broken = mounts.broken();
@@ -198,10 +200,15 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         () = broken.cancelled() => anyhow::bail!("a FUSE session broke; the next process goes on with it"),
     }
     health.set_ready(false);
+    // Without its file this lock keeps nobody else from serving: nothing is begun any more.
+    leaving.cancel();
+    taking_over.await.context("take over what others hold")?;
     let drain = Duration::from_secs(args.drain_seconds);
     if !keeping.are_held().await && tokio::time::timeout(drain, mounts.all_gone()).await.is_err() {
         tracing::warn!(mounts = mounts.list().len(), ?drain, "stopping although mounts are in use; their readers get ENOTCONN");
     }
+    // One of them writes what goes now.
+    background.shutdown().await;
     if mounts.list().is_empty() {
         leave_nothing(&args.run_dir);
     }
@@ -243,9 +250,8 @@ async fn turn(
 }
 
 /// Sessions that the node plugin has given to a keeper that came later than this process.
-async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping, health: Health) {
-    loop {
-        tokio::time::sleep(LOOK).await;
+async fn keep_taking_over(mounts: Arc<Mounts>, keeping: Keeping, health: Health, leaving: CancellationToken) {
+    while leaving.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
         if keeping.fetch(LOOK).await {
             mounts.take_over(&health).await;
         }

@@ -8,7 +8,7 @@ use std::{fs, sync::atomic::AtomicU64};
 const MIB: u64 = 1 << 20;
 
 /// On folders of these names beneath this one, each with its quota.
-fn open(root: &Path, disks: &[(&str, u64)]) -> Cache<Broken> {
+pub(super) fn open(root: &Path, disks: &[(&str, u64)]) -> Cache<Broken> {
     let cache = Cache::new(64 * MIB);
     for (number, (name, quota)) in disks.iter().enumerate() {
         cache.add(number, &root.join(name), Options { quota: *quota, floor: NO_FLOOR }).unwrap();
@@ -29,7 +29,7 @@ fn files(cache: &Cache<Broken>) -> Vec<u64> {
 }
 
 /// Nothing new can be written to a disk from now on.
-fn break_writes(dir: &Path) {
+pub(super) fn break_writes(dir: &Path) {
     fs::remove_dir_all(layout::fill_folder(dir)).unwrap();
     fs::write(layout::fill_folder(dir), "").unwrap();
 }

@@ -3,4 +3,5 @@
 
 mod held;
 mod lab;
+mod simulation;
 mod users;

@@ -36,9 +36,9 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 /// Below this mean size of a snapshot's files, `Auto` means no-open. An open that asks us costs about 100 µs more than one that
 /// does not; a read through us costs about a tenth more than one that the kernel does alone, 60 µs per MiB at the speed of an NVMe
@@ -183,7 +183,10 @@ impl OpenTable {
             open.entry(inode).or_insert_with(|| Open::new(way)).handles.insert(handle, Some(slot));
         }
         let highest = highest.0.max(ids.keys().next_back().copied().unwrap_or_default());
-        let unnoted = (highest.saturating_add(1)..=highest.saturating_add(UNNOTED)).map(|id| Unused { id, slot: None });
+        // Also lower ones: who was answered later may have been the first to note it.
+        let around = highest.saturating_sub(UNNOTED)..=highest.saturating_add(UNNOTED);
+        let unnoted: Vec<u32> = around.filter(|id| *id > 0 && !ids.contains_key(id)).collect();
+        let unnoted = unnoted.into_iter().map(|id| Unused { id, slot: None });
         let noted = ids.into_iter().filter(|(id, _)| !used.contains_key(id)).map(|(id, slot)| Unused { id, slot });
         let stale = noted.chain(unnoted).collect();
         let table = Arc::new(Self { stale: tokio::sync::Mutex::new(stale), ..table });
@@ -216,8 +219,20 @@ impl OpenTable {
         Some(self.add(open, inode, handle))
     }
 
+    /// Opens an inode by its local file when it is known whether there is one.
+    pub(super) async fn open(
+        &self,
+        inode: u64,
+        handle: u64,
+        file: impl Future<Output = Option<Arc<File>>>,
+        identity: &str,
+    ) -> Way {
+        let way = self.way(file.await, identity).await;
+        self.first(inode, way, handle)
+    }
+
     /// Opens an inode in this way, unless somebody has opened it in another meanwhile.
-    pub(super) fn first(&self, inode: u64, way: Way, handle: u64) -> Way {
+    fn first(&self, inode: u64, way: Way, handle: u64) -> Way {
         let mut open = self.shard(inode).lock();
         let open = open.entry(inode).or_insert_with(|| {
             if let Way::Passthrough(backing) = &way {
@@ -275,7 +290,7 @@ impl OpenTable {
     }
 
     /// Registers a complete local file; cached when that is not possible.
-    pub(super) async fn way(&self, file: Option<Arc<File>>, identity: &str) -> Way {
+    async fn way(&self, file: Option<Arc<File>>, identity: &str) -> Way {
         let Some(file) = file.filter(|_| self.outcome.refused.get().is_none()) else { return Way::Cached };
         let registered = async {
             self.forget_stale().await?;
@@ -361,3 +376,6 @@ async fn forget(table: Weak<OpenTable>, mut waiting: mpsc::UnboundedReceiver<Unu
         }
     }
 }
+
+#[cfg(test)]
+mod simulation;

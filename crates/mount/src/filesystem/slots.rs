@@ -151,7 +151,35 @@ impl Slots {
     }
 
     fn put(&self, slot: u32, bytes: &[u8; SIZE]) -> io::Result<()> {
+        #[cfg(test)]
+        if death::strikes() {
+            return Ok(());
+        }
         self.file.write_all_at(bytes, u64::from(slot) * SIZE as u64)
+    }
+}
+
+/// The process is killed before one of its writes: what this thread does after that has no effect.
+#[cfg(test)]
+pub(super) mod death {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Writes until then.
+        static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+    }
+
+    pub(in super::super) fn after(writes: u32) {
+        LEFT.set(writes);
+    }
+
+    pub(in super::super) fn has_struck() -> bool {
+        LEFT.get() == 0
+    }
+
+    pub(super) fn strikes() -> bool {
+        LEFT.set(LEFT.get().saturating_sub(1));
+        has_struck()
     }
 }
 

@@ -57,7 +57,13 @@ async fn wait(file: File) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering::SeqCst},
+        },
+        time::Duration,
+    };
 
     #[tokio::test]
     async fn one_has_it_and_the_next_gets_it_also_when_the_file_was_removed() {
@@ -80,5 +86,35 @@ mod tests {
         assert!(second.await.unwrap().try_lock().is_ok());
         stop.cancel();
         assert!(lock(&path, &stop).await.unwrap().is_none());
+    }
+
+    /// Some give up while they wait, which leaves a thread behind; some remove the file at their end, as a mounter without mounts.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_many_that_come_and_go_one_serves_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, serving) = (dir.path().join("l"), Arc::new(AtomicU32::new(0)));
+        let contend = |n: u64| {
+            let (path, serving) = (path.clone(), Arc::clone(&serving));
+            async move {
+                for round in 0..60u64 {
+                    let chance = (n * 60 + round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+                    let patience =
+                        if chance.is_multiple_of(4) { Duration::from_micros(chance % 500) } else { Duration::from_secs(60) };
+                    let stop = CancellationToken::new();
+                    let Ok(locked) = tokio::time::timeout(patience, lock(&path, &stop)).await else { continue };
+                    let locked = locked.unwrap().unwrap();
+                    assert_eq!(serving.fetch_add(1, SeqCst), 0, "two serve");
+                    tokio::time::sleep(Duration::from_micros(chance % 300)).await;
+                    serving.fetch_sub(1, SeqCst);
+                    if chance.is_multiple_of(3) {
+                        fs::remove_file(&path).unwrap();
+                    }
+                    drop(locked);
+                }
+            }
+        };
+        for contender in (0..6).map(|n| tokio::spawn(contend(n))).collect::<Vec<_>>() {
+            contender.await.unwrap();
+        }
     }
 }
