@@ -245,7 +245,7 @@ impl<'a> Faults<'a> {
 }
 
 /// How many files there are in a folder and below.
-fn files(folder: &Path) -> usize {
+pub(super) fn files(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| if entry.file_type().is_ok_and(|kind| kind.is_dir()) { files(&entry.path()) } else { 1 }).sum()
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::faults::preloaded;
 use super::faults::watch::{self, Mark, Readers};
-use super::larder::{BUCKET, SYSTEM, install, set_value};
+use super::faults::{files, preloaded};
+use super::larder::{BUCKET, SYSTEM, explain, install, set_value};
 use super::takeover::is_ready;
 use crate::cluster::Node;
 use crate::images;
@@ -58,6 +58,7 @@ pub(super) fn readers_notice_no_upgrade_of_all_daemons_and_no_rollback(lab: &Lab
     roll(lab, &readers, NEXT, NEXT, || set_value(lab, &format!("image.tag={NEXT}")))?;
     roll(lab, &readers, product::TAG, &first, || cluster.helm(&["rollback", "larder", "--namespace", SYSTEM]).map(drop))?;
 
+    step("a folder of a later format is refused, and its release goes on with it", || refuse_and_go_on(lab, &readers[2]))?;
     let now = mounts(lab)?;
     ensure!(now == mounted, "mounts were {mounted:?} and are {now:?}");
     let more = self::sent(lab)? - sent;
@@ -90,6 +91,38 @@ fn roll(lab: &Lab, readers: &[Readers<'_>], tag: &str, version: &str, change: im
         ensure!(seen.max <= STALL, "a reader of {} waited {} ms", reader.named.name, seen.max);
     }
     Ok(())
+}
+
+/// A worker finds that a later release has been in its folder: it leaves it alone and says so, readers have the other node, and when
+/// that release is back everything is there.
+fn refuse_and_go_on(lab: &Lab, reader: &Readers<'_>) -> Result<()> {
+    let (named, cluster) = (&reader.named, &lab.cluster);
+    let (uid, mark) = (named.uid()?, reader.mark()?);
+    let folder = cluster.node("gpu-2")?.nvme().join("larder").join(&uid);
+    let (format, data) = (folder.join("format"), folder.join("data"));
+    let since = (watch::now()?, files(&data));
+    ensure!(since.1 > 0, "{} is empty", data.display());
+    let known = fs::read_to_string(&format).context("read the format of a worker's folder")?;
+    fs::write(&format, "1000\n").context("raise the format of a worker's folder")?;
+    let replace = || -> Result<()> {
+        let workers = cluster.pods(SYSTEM, &format!("larder.dev/dataset-uid={uid}"))?;
+        let worker = workers.iter().find(|pod| pod["spec"]["nodeName"] == "gpu-2").context("no worker on gpu-2")?;
+        cluster.delete_and_wait("pods", Some(SYSTEM), worker["metadata"]["name"].as_str().unwrap_or_default(), WAIT)
+    };
+    replace()?;
+    cluster.wait_until("WorkersReady names both formats", WAIT, || {
+        let object = named.object()?;
+        let told = explain(&object);
+        ensure!(told.contains("WorkersReady") && told.contains("format 1000") && told.contains("up to 1"), "{told}");
+        Ok(())
+    })?;
+    let (_, last) = reader.settle(watch::now()?)?;
+    let seen = reader.seen(mark, std::iter::once((since.0, last)))?;
+    ensure!(seen.errors == 0 && seen.max <= STALL, "{} errors, a wait of {} ms", seen.errors, seen.max);
+    ensure!(files(&data) == since.1, "there were {} files in {}, and there are {}", since.1, data.display(), files(&data));
+    fs::write(&format, known).context("bring the format of a worker's folder back")?;
+    replace()?;
+    named.wait("WorkersReady", WAIT).map(drop)
 }
 
 /// The daemons, with the containers that tell whether they are ready.
