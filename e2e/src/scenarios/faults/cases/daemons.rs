@@ -16,13 +16,13 @@ use crate::scenarios::takeover::{HOLDERS, kill, last_end, main_process, serving,
 
 /// Kills of the process that serves that are one fault for the report: to wait for all readers after each would take longer than
 /// from one kill to the next.
-const BATCH: usize = 10;
+const BATCH: usize = 25;
 /// From one kill to the next.
-const PERIOD: Duration = Duration::from_millis(1500);
+const PERIOD: Duration = Duration::from_millis(700);
 
 /// The process that serves is killed, again and again.
 pub(super) fn mounter_process<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    kill_again_and_again(faults, after, if faults.quick { 5 } else { 100 })
+    kill_again_and_again(faults, after, if faults.quick { 2 } else { 40 })
 }
 
 fn kill_again_and_again<'f>(faults: &Faults<'f>, after: After<'_, 'f>, batches: usize) -> Result<usize> {
@@ -40,7 +40,7 @@ fn kill_again_and_again<'f>(faults: &Faults<'f>, after: After<'_, 'f>, batches: 
 /// The same on kernels that do not send again what was not answered, as far as this one can show it.
 pub(super) fn mounter_process_journal<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
     with_value(faults, ["mounter.inFlight=journal", "mounter.inFlight=auto"], "daemonset/larder-mounter", || {
-        kill_again_and_again(faults, after, if faults.quick { 2 } else { 20 })
+        kill_again_and_again(faults, after, if faults.quick { 1 } else { 8 })
     })
 }
 

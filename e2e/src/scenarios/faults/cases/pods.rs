@@ -106,7 +106,7 @@ pub(super) fn publishes_at_once<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -
 /// The kubelet is killed 100 ms after the first of some targets is being mounted: its call is cut off, and comes again with
 /// the same arguments.
 pub(super) fn publish_cancelled<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    each(faults, after, if faults.quick { 2 } else { 20 }, |_| {
+    each(faults, after, if faults.quick { 2 } else { 10 }, |_| {
         let before = targets(faults.node)?.len();
         let pods = Pods::apply(faults, "cancelled", 3)?;
         let deadline = Instant::now() + WAIT;

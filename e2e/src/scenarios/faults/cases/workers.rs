@@ -18,7 +18,7 @@ use crate::scenarios::takeover::is_ready;
 const TEN: Duration = Duration::from_secs(10);
 
 pub(super) fn killed<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Result<usize> {
-    each(faults, after, if faults.quick { 2 } else { 20 }, |_| {
+    each(faults, after, if faults.quick { 2 } else { 10 }, |_| {
         worker(&faults.remote.named, faults.other)?.signal(Signal::SIGKILL)?;
         wait_ready(&faults.remote.named, faults.other)
     })
