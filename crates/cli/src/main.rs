@@ -75,6 +75,9 @@ fn main() -> ExitCode {
             Err(e) => return failed(&e),
         }
     }
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "memory that is free stays with this process for longer");
+    }
     // Two threads more than a small node has cores do no harm; more only cost memory.
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
