@@ -39,7 +39,7 @@ pub(crate) fn write(args: &RunArgs, facts: &str, rows: &[Row]) -> anyhow::Result
 }
 
 fn line(row: &Row) -> String {
-    let target = format!("{} {}", row.bound.sign(), row.bound.value());
+    let target = row.bound.text();
     let verdict = word(row.verdict);
     match row.ratio {
         Some(r) => format!(
@@ -84,7 +84,7 @@ fn markdown(facts: &str, rows: &[Row]) -> String {
         env!("CARGO_PKG_VERSION"),
     );
     for row in rows {
-        let target = format!("{} {}", row.bound.sign(), row.bound.value());
+        let target = row.bound.text();
         let verdict = word(row.verdict);
         // Writing to a string cannot fail.
         let _ = match row.ratio {

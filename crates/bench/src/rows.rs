@@ -32,11 +32,13 @@ impl Bound {
         }
     }
 
-    pub fn sign(self) -> &'static str {
-        match self {
+    /// For people: three digits.
+    pub fn text(self) -> String {
+        let sign = match self {
             Self::AtLeast(_) => "≥",
             Self::AtMost(_) => "≤",
-        }
+        };
+        format!("{sign} {}", (self.value() * 1e3).round() / 1e3)
     }
 
     fn admits(self, ratio: f64) -> bool {
