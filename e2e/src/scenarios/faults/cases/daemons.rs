@@ -1,5 +1,6 @@
 //! Daemons of a node.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::slice;
@@ -60,8 +61,11 @@ pub(super) fn mounter_out_of_memory<'f>(faults: &Faults<'f>, after: After<'_, 'f
         let (was, main) = main_process(faults.lab, faults.node, component, container)?;
         let folder = cgroup::of_memory(main.pid)?;
         cgroup::limit_memory(&folder, 64 << 20)?;
-        // It takes what there is, and is never the one to be killed.
-        let eat = r#"echo -1000 > /proc/self/oom_score_adj; echo 0 > "$0/cgroup.procs"; exec tail /dev/zero"#;
+        // Killed before the one that takes what there is, and what they start too.
+        for process in faults.node.processes().iter().filter(|process| process.container_id == main.container_id) {
+            fs::write(format!("/proc/{}/oom_score_adj", process.pid), "1000").context("choose who is killed")?;
+        }
+        let eat = r#"echo 0 > "$0/cgroup.procs"; exec tail /dev/zero"#;
         let mut eater = Command::new("sh").args(["-c", eat]).arg(&folder).spawn().context("start what takes memory")?;
         let ended = faults.lab.cluster.wait_until(&format!("{container} is out of memory"), WAIT, || {
             ensure!(!Path::new(&format!("/proc/{}", main.pid)).exists(), "it still runs");
