@@ -139,6 +139,8 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     let metrics = Metrics::register(&mut exposition);
     // From the start, so that a process that stands by has it all when keeper and mounter die together.
     let keeping = Keeping::new(Held::start(names::keeper_socket(&args.run_dir)));
+    // Who has nothing, because the keeper is away, lets those go first who stand by and have it all.
+    let knows = keeping.fetch(BRIEF).await;
     // The containers of a pod share its ports.
     let Some(pod) = lock(&args.catalog_dir.with_extension("lock"), &shutdown).await? else { return Ok(()) };
     locks.push(pod);
@@ -178,7 +180,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
     // When it is an update, the mounter before this one is asked to end as soon as this one is ready: it must be able to go on.
     background.spawn(be_ready(Arc::clone(&mounts), keeping.clone(), health.clone()));
-    let Some(serving) = turn(&names::mounter_lock(&args.run_dir), &mounts, &keeping, &health, &shutdown).await? else {
+    let Some(serving) = turn(&names::mounter_lock(&args.run_dir), &mounts, &keeping, knows, &shutdown).await? else {
         stopped.cancel();
         return admin.await.context("serve admin endpoints")?.map_err(Into::into);
     };
@@ -223,7 +225,7 @@ async fn turn(
     path: &Path,
     mounts: &Mounts,
     keeping: &Keeping,
-    health: &Health,
+    knows: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<File>> {
     let mut told = None;
@@ -240,7 +242,7 @@ async fn turn(
             keeping.fetch(LOOK).await;
         }
         let Some(serving) = lock(path, shutdown).await? else { return Ok(None) };
-        if !keeping.fetch(if health.is_ready() { BRIEF } else { LOOK }).await {
+        if !keeping.fetch(if knows { BRIEF } else { LOOK }).await {
             tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
         }
         if mounts.check().await.is_ok() {

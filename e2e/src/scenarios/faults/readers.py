@@ -106,7 +106,9 @@ while True:
     waits = []
     for number in range(COUNT):
         mine = shared[number * WIDTH:(number + 1) * WIDTH]
-        waiting = (now - mine[0]) * 1000 if mine[0] else 0
+        # Read once: it may be another one, or none, a moment later.
+        began = mine[0]
+        waiting = (now - began) * 1000 if began else 0
         waits.append(int(max(mine[at], waiting)))
         mine[at] = 0
     print(json.dumps({"second": second, "ops": int(sum(shared[n * WIDTH + 1] for n in range(COUNT))), "ms": waits}), flush=True)
