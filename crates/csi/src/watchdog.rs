@@ -11,6 +11,7 @@ use crate::{
     probe::{Probe, Prober},
     state::Record,
 };
+use larder_core::names;
 use larder_fuse::{control, fdpass::FdPassError};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -168,8 +169,13 @@ impl Plugin {
     /// Tells of a mount that has ended while somebody can still know whose it was: its targets are about to go. The pod may have died of
     /// it, sooner than it was looked for.
     pub(crate) async fn tell_if_ended(&self, identity: &str) {
-        // Without a mounter, or with one that serves it, it is not known to have ended.
-        if self.mounter.served(DEAD).await.is_ok_and(|served| !served.contains(identity)) {
+        let session = format!("{}{identity}/", names::HELD_SESSIONS);
+        let unserved = match self.mounter.served(DEAD).await {
+            Ok(served) => !served.contains(identity),
+            // It may be on its way. What this process holds has not ended; what it does not hold is not the keeper's either.
+            Err(_) => !self.held.keys().iter().any(|key| key.starts_with(&session)),
+        };
+        if unserved {
             let superblocks = self.superblocks().unwrap_or_default();
             let connection = superblocks.iter().find(|(of, minor)| of == identity && !is_waiting(*minor));
             if let Some(connection) = connection {
@@ -178,7 +184,7 @@ impl Plugin {
         }
     }
 
-    /// The mounter must be there and not serve it: a mount that waits for one is not to be probed, because the probe would wait in it.
+    /// Nobody may be on the way who will serve it: the probe would wait in a mount that waits for its mounter.
     async fn tell_if_dead(&self, prober: &Prober, connection: &Connection) {
         let (identity, minor) = connection;
         if self.ended.lock().contains(connection) {
