@@ -176,7 +176,10 @@ impl Plugin {
             Err(_) => !self.held.keys().iter().any(|key| key.starts_with(&session)),
         };
         if unserved {
-            let superblocks = self.superblocks().unwrap_or_default();
+            let superblocks = self.superblocks();
+            let superblocks =
+                superblocks.inspect_err(|error| tracing::warn!(identity, %error, "look whether a mount has ended"));
+            let superblocks = superblocks.unwrap_or_default();
             let connection = superblocks.iter().find(|(of, minor)| of == identity && !is_waiting(*minor));
             if let Some(connection) = connection {
                 self.tell_if_dead(&Prober::default(), connection).await;

@@ -54,7 +54,7 @@ const FOLDER_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the keeper at start. It may come later, and be given sessions by the node plugin: that is looked for this
 /// often.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same for a process that stood by and has had everything. A keeper that lives answers in a fraction of a millisecond, and readers wait.
+/// The same for a process that has sessions to go on with. A keeper that lives answers in a fraction of a millisecond, and readers wait.
 const BRIEF: Duration = Duration::from_millis(200);
 /// Without a keeper for so long, mounts end with their mounter, and a new one is as good as the old one.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(60);
@@ -140,7 +140,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
     // From the start, so that a process that stands by has it all when keeper and mounter die together.
     let keeping = Keeping::new(Held::start(names::keeper_socket(&args.run_dir)));
     // Who has nothing, because the keeper is away, lets those go first who stand by and have it all.
-    let knows = keeping.fetch(BRIEF).await;
+    keeping.fetch(BRIEF).await;
     // The containers of a pod share its ports.
     let Some(pod) = lock(&args.catalog_dir.with_extension("lock"), &shutdown).await? else { return Ok(()) };
     locks.push(pod);
@@ -180,7 +180,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
         tokio::spawn(serve_admin_with(args.admin_addr, health.clone(), exposition, vec![("/mounts", page)], stopped.clone()));
     // When it is an update, the mounter before this one is asked to end as soon as this one is ready: it must be able to go on.
     background.spawn(be_ready(Arc::clone(&mounts), keeping.clone(), health.clone()));
-    let Some(serving) = turn(&names::mounter_lock(&args.run_dir), &mounts, &keeping, knows, &shutdown).await? else {
+    let Some(serving) = turn(&names::mounter_lock(&args.run_dir), &mounts, &keeping, &shutdown).await? else {
         stopped.cancel();
         return admin.await.context("serve admin endpoints")?.map_err(Into::into);
     };
@@ -221,13 +221,7 @@ async fn serve(args: Args, client: kube::Client, shutdown: CancellationToken, lo
 
 /// Waits until no other process serves and this one could go on with all that is held; with the lock then. One that cannot, leaves
 /// the turn to others: one of the release that can may stand by too.
-async fn turn(
-    path: &Path,
-    mounts: &Mounts,
-    keeping: &Keeping,
-    knows: bool,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Option<File>> {
+async fn turn(path: &Path, mounts: &Mounts, keeping: &Keeping, shutdown: &CancellationToken) -> anyhow::Result<Option<File>> {
     let mut told = None;
     loop {
         while let Err(error) = mounts.check().await {
@@ -242,7 +236,8 @@ async fn turn(
             keeping.fetch(LOOK).await;
         }
         let Some(serving) = lock(path, shutdown).await? else { return Ok(None) };
-        if !keeping.fetch(if knows { BRIEF } else { LOOK }).await {
+        let patience = if keeping.sessions().is_empty() { LOOK } else { BRIEF };
+        if !keeping.fetch(patience).await {
             tracing::warn!("the keeper of this node does not answer yet; is its pod (DaemonSet larder-keeper) running?");
         }
         if mounts.check().await.is_ok() {

@@ -1,6 +1,6 @@
 //! Answers to the operator.
 
-use crate::{folder::Folder, orders::Orders, report, worker::Worker};
+use crate::{orders::Orders, report, worker::Worker};
 use larder_proto::control::v1::{
     self as pb, ConfigureRequest, ConfigureResponse, EraseRequest, EraseResponse, StatusRequest, StatusResponse,
 };
@@ -52,7 +52,7 @@ impl pb::worker_server::Worker for ControlPort {
             let worker = Arc::clone(worker);
             move || {
                 let freed = worker.catalogs.erase()?;
-                worker.others.lock().values().try_for_each(Folder::remove)?;
+                worker.other_folders().iter().try_for_each(|folder| folder.remove())?;
                 worker.folder.remove().map(|()| freed)
             }
         });

@@ -71,7 +71,7 @@ pub(crate) struct Worker {
     pub folder: Folder,
     pub disks: Vec<Disk>,
     /// Those of the other disks, by number, for their locks.
-    pub others: Mutex<BTreeMap<usize, Folder>>,
+    pub others: Mutex<BTreeMap<usize, Arc<Folder>>>,
     pub keys: Keys,
     pub cache: Cache<OriginError>,
     pub scrub: Option<NonZeroU64>,
@@ -159,7 +159,7 @@ impl Worker {
             dataset_uid: settings.dataset_uid,
             folder,
             disks: settings.disks,
-            others: Mutex::new(folders),
+            others: Mutex::new(folders.into_iter().map(|(number, folder)| (number, Arc::new(folder))).collect()),
             keys: settings.keys,
             cache,
             scrub: settings.scrub,
@@ -226,6 +226,11 @@ impl Worker {
         self.orders.send_replace(Some(orders));
     }
 
+    /// Copies, so that nothing is waited for under the lock: a disk that fails may take its time.
+    pub fn other_folders(&self) -> Vec<Arc<Folder>> {
+        self.others.lock().values().cloned().collect()
+    }
+
     /// Takes over the disks that could not be before. Gives what is wrong with those that still cannot.
     pub async fn take_missing(self: &Arc<Self>) -> Vec<OpenError> {
         let here = self.cache.numbers();
@@ -238,7 +243,7 @@ impl Worker {
                 let folder = Folder::open(&worker.disks[number].dir, Duration::ZERO)?;
                 take(&worker.cache, &worker.disks, quotas, number)?;
                 tracing::info!(folder = %folder.path().display(), "took over the dataset's folder on another disk");
-                worker.others.lock().insert(number, folder);
+                worker.others.lock().insert(number, Arc::new(folder));
                 Ok(())
             };
             missing.into_iter().filter_map(|number| attempt(number).err()).collect()

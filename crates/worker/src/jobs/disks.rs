@@ -66,8 +66,8 @@ async fn try_to_write(worker: &Arc<Worker>) -> bool {
             }
             _ => true,
         };
-        for folder in worker.others.lock().values() {
-            works(folder);
+        for folder in worker.other_folders() {
+            works(&folder);
         }
         works(&worker.folder)
     });
