@@ -108,6 +108,8 @@ async fn a_disk_that_fails_is_done_without_and_what_it_loses_is_fetched_to_anoth
         let read = cache.read_range(&own(n, 100), 0..100, counted(&Arc::default())).await.unwrap();
         assert_eq!(read.bytes, content(0..100));
     }
+    // A read is answered before its file is complete: a fill waits for that.
+    assert_eq!(fill(&cache, 0..80, 100).await.unwrap(), 0, "the reads have fetched everything");
     assert_eq!(files(&cache), [0, 80]);
     assert_eq!(cache.integrity().damaged_files, on_bad);
     assert!(damages.has_changed().unwrap());
