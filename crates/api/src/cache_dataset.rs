@@ -91,6 +91,15 @@ pub struct Cache {
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 3), extend("format" = "int32"))]
     pub replicas: u32,
+    /// Files larger than this are kept in stripes of this size, each on a node of its own, so that one file uses the disks and the
+    /// links of all nodes. A multiple of 4Mi, without a decimal point, or 0: every file lies whole on one node. Default 1Gi; a dataset that is older than this
+    /// field keeps its files whole until it is set. A change moves large files: what lies elsewhere then may leave the object store
+    /// again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::quantity::schema")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 0 && \
+        quantity(string(self)).asInteger() % 4194304 == 0").message("stripeSize must be a multiple of 4Mi such as 1Gi, or 0"))]
+    pub stripe_size: Option<Quantity>,
     /// Which nodes keep what. `Sharded` (default): each node its share. `Everywhere`: each node everything, so that all reads are
     /// local; each byte still leaves the object store once.
     #[serde(default)]
@@ -121,6 +130,9 @@ pub enum Placement {
     /// Each node everything.
     Everywhere,
 }
+
+/// Of a dataset that does not say another stripe size.
+pub const STRIPE_BYTES: u64 = 1 << 30;
 
 /// Most disks of a dataset on one node.
 pub const MAX_TIERS: usize = 8;

@@ -8,7 +8,7 @@
 //! again, to another disk.
 
 use crate::{
-    CacheError, Checked, Integrity, Object, Options, ReadError, Usage,
+    CacheError, Checked, Integrity, Object, Options, ReadError, Stay, Usage,
     disk::{Common, Disk},
 };
 use bytes::Bytes;
@@ -62,7 +62,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Place<E> {
     }
 
     fn score(&self, key: &ObjectKey) -> f64 {
-        placement::score(key, &self.name, self.weight.load(Relaxed))
+        placement::score(key.as_bytes(), &self.name, self.weight.load(Relaxed))
     }
 
     fn fails(&self, error: &CacheError) {
@@ -76,7 +76,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Place<E> {
 
     /// Another disk is to begin anew with an object.
     async fn abandon(&self, key: &ObjectKey) {
-        if let Err(error) = self.disk.abandon(key).await {
+        if let Err(error) = self.disk.abandon(key, &Stay::Nothing).await {
             tracing::debug!(disk = self.name, %key, %error, "an unfinished file stays");
         }
     }
@@ -136,6 +136,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
             files: sum.files + disk.files,
             bytes: sum.bytes + disk.bytes,
             fill_bytes: sum.fill_bytes + disk.fill_bytes,
+            part_bytes: sum.part_bytes + disk.part_bytes,
         })
     }
 
@@ -238,10 +239,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
         let mut last = no_disk();
-        for place in self.order(object).await {
+        for place in self.order(object, &range).await {
             match place.disk.read_range(object, range.clone(), fetch.clone()).await {
                 Ok(read) => return Ok(read),
-                Err(error) => last = self.next(&place, &object.key, error).await?,
+                Err(error) => last = self.next(&place, object, error).await?,
             }
         }
         Err(last)
@@ -256,11 +257,30 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
+        self.fill_part(object, 0..object.size, parallel, fetch).await
+    }
+
+    /// As [`Self::fill`], of one range of an object that is kept in part, which is durable then; if nothing else of the object is missing,
+    /// the object is complete.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub async fn fill_part<F, Fut>(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+        parallel: usize,
+        fetch: F,
+    ) -> Result<(), ReadError<E>>
+    where
+        F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
+    {
         let mut last = no_disk();
-        for place in self.order(object).await {
-            match place.disk.fill(object, parallel, fetch.clone()).await {
+        for place in self.order(object, &range).await {
+            match place.disk.fill_part(object, range.clone(), parallel, fetch.clone()).await {
                 Ok(()) => return Ok(()),
-                Err(error) => last = self.next(&place, &object.key, error).await?,
+                Err(error) => last = self.next(&place, object, error).await?,
             }
         }
         Err(last)
@@ -268,14 +288,16 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// A disk could not keep or give an object. Gives the error back, to be told if no other disk can; as an error when no other one is
     /// to be tried.
-    async fn next(&self, place: &Place<E>, key: &ObjectKey, error: ReadError<E>) -> Result<ReadError<E>, ReadError<E>> {
+    async fn next(&self, place: &Place<E>, object: &Object, error: ReadError<E>) -> Result<ReadError<E>, ReadError<E>> {
         match error {
             ReadError::Cache(error) if !matches!(error, CacheError::Closed { .. }) => {
                 place.fails(&error);
-                if self.all().len() < 2 {
+                // What is here of an object that is kept in part stays for as long as its disk works, and the rest of it goes nowhere else.
+                let stays = object.in_part && !place.is_out() && place.disk.has_part(&object.key);
+                if self.all().len() < 2 || stays {
                     return Err(error.into());
                 }
-                place.abandon(key).await;
+                place.abandon(&object.key).await;
                 Ok(error.into())
             }
             error => Err(error),
@@ -284,7 +306,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
 
     /// The disks to try: where the object is, where it is on its way to, then by the order of the hash those that have room for it, and
     /// those that have none.
-    async fn order(&self, object: &Object) -> Vec<Arc<Place<E>>> {
+    async fn order(&self, object: &Object, range: &Range<u64>) -> Vec<Arc<Place<E>>> {
         let (key, places) = (object.key, self.all());
         if places.len() < 2 {
             return places.to_vec();
@@ -292,7 +314,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         let mut order: Vec<_> = places.iter().map(|place| (rank(place, &key), place.score(&key), Arc::clone(place))).collect();
         if order.iter().all(|(rank, ..)| *rank > ON_ITS_WAY) {
             let of = order.clone();
-            let size = object.size;
+            let size = if object.in_part { range.end - range.start } else { object.size };
             let rooms = tokio::task::spawn_blocking(move || {
                 of.iter().map(|(.., place)| place.disk.room().is_ok_and(|room| room >= size)).collect::<Vec<_>>()
             });
@@ -310,12 +332,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         self.all().iter().map(|place| place.disk.evicted_files()).sum()
     }
 
-    /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
-    /// it. Gives how many went.
+    /// Unlinks all files but those that are to stay, complete ones and those that nobody goes on filling; who reads one goes on
+    /// reading it. What is not to stay of the latter gives its space back. Gives how many made room.
     ///
     /// # Errors
     /// The disk's, if no other one could; what was not unlinked then is found by the scan at the next start.
-    pub async fn retain(&self, keep: impl Fn(&ObjectKey) -> bool) -> Result<u64, CacheError> {
+    pub async fn retain<S: Into<Stay>>(&self, keep: impl Fn(&ObjectKey) -> S) -> Result<u64, CacheError> {
         let (mut count, mut last) = (None, None);
         for place in &*self.all() {
             match place.disk.retain(&keep).await {
@@ -326,13 +348,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         one_of(count, last)
     }
 
-    /// Gives the space of an unfinished file back, unless it is being fetched at this moment.
+    /// Gives the space of an unfinished file back, but of what is to stay, and unless it is being fetched at this moment.
     ///
     /// # Errors
     /// None but a task that panics.
-    pub async fn abandon(&self, key: &ObjectKey) -> Result<(), CacheError> {
+    pub async fn abandon(&self, key: &ObjectKey, stay: &Stay) -> Result<(), CacheError> {
         for place in &*self.all() {
-            place.disk.abandon(key).await?;
+            place.disk.abandon(key, stay).await?;
         }
         Ok(())
     }

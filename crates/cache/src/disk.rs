@@ -7,11 +7,11 @@ mod neighbours;
 mod scrub;
 
 use crate::{
-    CHUNK, CacheError, Checked, Floor, Keep, Object, ReadError, blocks, chunk_range, chunks,
-    fill::{self, Chunk, Fill},
-    index::Index,
+    CHUNK, CacheError, Checked, Floor, Keep, Object, ReadError, Stay, blocks, chunk_range, chunks, covering,
+    fill::{self, Chunk, Fill, Room},
+    index::{Idle, Index},
     layout,
-    scan::{self, Found},
+    scan::{self, Found, Unfinished},
     sidecar::Sidecar,
     space::{self, Space},
     unreadable::{Unreadable, off},
@@ -19,7 +19,10 @@ use crate::{
 use bytes::Bytes;
 use check::Checks;
 pub use check::Integrity;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    stream::{self, FuturesUnordered},
+};
 use larder_core::{eviction::Wanted, key::ObjectKey};
 use parking_lot::Mutex;
 use std::{
@@ -87,8 +90,24 @@ pub struct Usage {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes reserved for files on their way.
+    /// Bytes reserved for files on their way, and for those that are kept in part.
     pub fill_bytes: u64,
+    /// Bytes of the latter that are here.
+    pub part_bytes: u64,
+}
+
+impl Usage {
+    /// Bytes of complete files and of parts of others that stay.
+    #[must_use]
+    pub fn on_disk(&self) -> u64 {
+        self.bytes + self.part_bytes
+    }
+
+    /// Bytes reserved for what is not there yet.
+    #[must_use]
+    pub fn on_its_way(&self) -> u64 {
+        self.fill_bytes.saturating_sub(self.part_bytes)
+    }
 }
 
 /// The files of one dataset on one disk; clones are the same. `E` is the error of the fetchers.
@@ -128,8 +147,13 @@ struct Inner<E: std::error::Error + Clone + Send + Sync + 'static> {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
-    /// Ends fills that are marked as dropped. Blocks.
-    fn end_dropped(&self, fills: &[Arc<Fill<E>>]) {
+    /// Ends fills that are marked as dropped, and gives the space of chunks back. Blocks.
+    fn end_dropped(&self, Idle { whole: fills, chunks }: &Idle<E>) {
+        for (fill, forgotten) in chunks {
+            if let Err(error) = fill.give_back(&self.dir, forgotten) {
+                tracing::warn!(key = %fill.key, %error, "a part of a file stays that is not wanted here");
+            }
+        }
         // Before the index knows: another fill of the same object may begin then, with a file of the same name.
         fills.iter().for_each(|fill| fill::abandon(&self.dir, &fill.key));
         let mut index = self.index.lock();
@@ -181,8 +205,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     fn open_on(dir: &Path, options: Options, common: &Common, look: space::Look) -> Result<Self, CacheError> {
         let Found { complete, unfinished } = scan::scan(dir)?;
         let mut index = Index::new(complete, options.quota);
-        for (key, journal) in unfinished {
-            index.begin(&Arc::new(Fill::found(key, &journal)), Keep::Own);
+        for Unfinished { key, journal, whole } in unfinished {
+            let fill = Arc::new(Fill::found(key, &journal, whole));
+            index.begin(&fill, Keep::Own, !whole);
+            index.reserve(&fill, if whole { fill.size } else { fill.bytes_here() });
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -213,7 +239,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     pub fn usage(&self) -> Usage {
         let index = self.inner.index.lock();
         let (bytes, fill_bytes) = index.bytes();
-        Usage { files: index.files(), bytes, fill_bytes }
+        Usage { files: index.files(), bytes, fill_bytes, part_bytes: index.part_bytes() }
     }
 
     /// Bytes that may come in now: what the quota leaves, and the disk above its floor. Blocks.
@@ -235,6 +261,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     #[must_use]
     pub fn is_filling(&self, key: &ObjectKey) -> bool {
         self.inner.index.lock().fill(key).is_some()
+    }
+
+    /// Is anything of it here that is not complete?
+    pub fn has_part(&self, key: &ObjectKey) -> bool {
+        self.inner.index.lock().fill(key).is_some_and(|fill| fill.bytes_here() > 0)
     }
 
     /// Is the range on the disk, so that reading it asks no one?
@@ -286,14 +317,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     {
         let mut last = CacheError::Closed { path: self.inner.dir.clone() };
         for _ in 0..TRIES {
-            let read = match self.claim(object, evict::wanted(object, true)).await? {
+            let wanted = covering(object.size, &range);
+            let read = match self.claim(object, &wanted, evict::wanted(object, true)).await? {
                 Here::Complete => self.read_complete(&object.key, &range).await,
                 Here::Fill(fill) => {
+                    let rooms = wanted.clone().filter_map(|n| fill.room(n));
+                    let mut short = rooms.map(|room| async move { room.is_short().await }).collect::<FuturesUnordered<_>>();
                     tokio::select! {
                         biased;
                         // Who reads waits for nobody to make room.
-                        short = fill.is_short() => return Err(short.into()),
-                        chunks = self.chunks(&fill, covering(object.size, &range), &fetch) => chunks?,
+                        Some(short) = short.next() => return Err(short.into()),
+                        chunks = self.chunks(&fill, wanted, &fetch) => chunks?,
                     }
                     self.read_fill(&fill, &range).await
                 }
@@ -306,24 +340,38 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         Err(last.into())
     }
 
-    /// Fetches the whole object, `parallel` chunks at once, and waits until it is complete and durable.
+    /// Fetches a range of an object that is kept in part, or the whole object, `parallel` chunks at once, and waits until it is durable. When
+    /// nothing else of the object is missing, it is complete.
     ///
     /// # Errors
     /// As [`Self::read_range`]; chunks that are there stay, so that another attempt goes on.
-    pub async fn fill<F, Fut>(&self, object: &Object, parallel: usize, fetch: F) -> Result<(), ReadError<E>>
+    pub async fn fill_part<F, Fut>(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+        parallel: usize,
+        fetch: F,
+    ) -> Result<(), ReadError<E>>
     where
         F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
     {
-        let Here::Fill(fill) = self.claim(object, evict::wanted(object, false)).await? else { return Ok(()) };
+        let wanted = covering(object.size, &range);
+        let is_all = !object.in_part || wanted == (0..chunks(object.size));
+        // What is not kept in part is filled as a whole.
+        let wanted = if is_all { 0..chunks(object.size) } else { wanted };
+        let Here::Fill(fill) = self.claim(object, &wanted, evict::wanted(object, false)).await? else { return Ok(()) };
         let present = || futures::future::ready(Ok(())).boxed().shared();
-        let flights = (0..chunks(object.size))
-            .map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
+        let flights = wanted.map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
         let mut flights = stream::iter(flights).buffer_unordered(parallel.max(1));
         while let Some(flown) = flights.next().await {
             flown?;
         }
         drop(flights);
+        if !is_all && !fill.is_whole() {
+            let (dir, path) = (self.inner.dir.clone(), layout::fill(&self.inner.dir, &object.key));
+            return Ok(blocking("sync", &path, move || fill.settle(&dir)).await?);
+        }
         let mut ended = fill.ended.subscribe();
         let ended = ended.wait_for(Option::is_some).await;
         ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Closed { path: self.inner.dir.clone() }))?;
@@ -336,32 +384,33 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         self.inner.evicted.load(Relaxed)
     }
 
-    /// Unlinks all files but those to keep, complete ones and those that nobody goes on filling; who reads one goes on reading
-    /// it. Gives how many went.
+    /// Unlinks all files but those that are to stay, complete ones and those that nobody goes on filling; who reads one goes on
+    /// reading it. What is not to stay of the latter gives its space back. Gives how many made room.
     ///
     /// # Errors
     /// The disk's; what was not unlinked then is found by the scan at the next start.
-    pub async fn retain(&self, keep: impl Fn(&ObjectKey) -> bool) -> Result<u64, CacheError> {
+    pub async fn retain<S: Into<Stay>>(&self, stay: impl Fn(&ObjectKey) -> S) -> Result<u64, CacheError> {
+        let stay = |key: &ObjectKey| stay(key).into();
         let (unwanted, idle) = {
             let mut index = self.inner.index.lock();
-            (index.forget_unwanted(&keep), index.drop_idle(&keep))
+            (index.forget_unwanted(stay), index.drop_idle(stay))
         };
         let inner = Arc::clone(&self.inner);
         blocking("unlink files in", &self.inner.dir, move || {
             inner.end_dropped(&idle);
-            let count = (unwanted.len() + idle.len()) as u64;
+            let count = (unwanted.len() + idle.whole.len() + idle.chunks.len()) as u64;
             inner.evicted.fetch_add(count, Relaxed);
             unwanted.iter().try_for_each(|(key, size)| scan::unlink(&inner.dir, key, *size)).map(|()| count)
         })
         .await
     }
 
-    /// Gives the space of an unfinished file back, unless it is being fetched at this moment.
+    /// Gives the space of an unfinished file back, but of what is to stay, and unless it is being fetched at this moment.
     ///
     /// # Errors
     /// None but a task that panics.
-    pub async fn abandon(&self, key: &ObjectKey) -> Result<(), CacheError> {
-        let idle = self.inner.index.lock().drop_idle(|k| k != key);
+    pub async fn abandon(&self, key: &ObjectKey, stay: &Stay) -> Result<(), CacheError> {
+        let idle = self.inner.index.lock().drop_idle(|k| if k == key { stay.clone() } else { Stay::All });
         let inner = Arc::clone(&self.inner);
         blocking("unlink files in", &self.inner.dir, move || {
             inner.end_dropped(&idle);
@@ -404,9 +453,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         .await
     }
 
-    /// The complete file or its fill; a new fill if there is neither.
-    fn find(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
-        let (inner, Object { key, size, keep }) = (&self.inner, *object);
+    /// The complete file, or its fill with space for these chunks; a new fill if there is neither.
+    fn find(&self, object: &Object, part: &Range<u64>, wanted: Wanted) -> Result<Here<E>, CacheError> {
+        let (inner, Object { key, size, keep, in_part }) = (&self.inner, *object);
         let mut index = inner.index.lock();
         if index.closed {
             return Err(CacheError::Closed { path: inner.dir.clone() });
@@ -417,19 +466,35 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         if index.complete(&key).is_some() {
             return Ok(Here::Complete);
         }
-        if let Some(fill) = index.fill(&key) {
-            return Ok(Here::Fill(Arc::clone(fill)));
+        let begun = index.fill(&key).cloned();
+        let is_new = begun.is_none();
+        if in_part {
+            index.in_part(&key);
         }
-        let free = index.free();
-        if size > free {
-            return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need: size, free, quota: index.quota() });
+        let fill = begun.unwrap_or_else(|| Arc::new(Fill::new(key, size)));
+        if !is_new && (index.has_all_space(&key) || fill.dropped.load(Relaxed)) {
+            return Ok(Here::Fill(fill));
         }
-        let short = watch::Sender::new(None);
-        let start = Arc::clone(inner).find_space(key, inner.wait(size), wanted, short.clone());
-        let fill = Arc::new(Fill { short, ..Fill::new(key, size, start.boxed().shared()) });
-        index.begin(&fill, keep);
+        // Also who reads nothing needs the file.
+        let lacking = fill.lacking(if in_part { part.start..part.end.max(1) } else { 0..fill::places(size) });
+        if lacking.is_empty() {
+            return Ok(Here::Fill(fill));
+        }
+        let (need, free) = (lacking.iter().map(|r| r.end - r.start).sum(), index.free());
+        if need > free {
+            return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need, free, quota: index.quota() });
+        }
+        if is_new {
+            index.begin(&fill, keep, in_part);
+        }
+        let (short, lacking) = (watch::Sender::new(None), Arc::<[Range<u64>]>::from(lacking));
+        let found =
+            Arc::clone(inner).find_space(Arc::clone(&fill), Arc::clone(&lacking), inner.wait(need), wanted, short.clone());
+        let room = Arc::new(Room { start: found.boxed().shared(), short });
+        fill.give(&lacking, &room);
+        index.reserve(&fill, need);
         drop(index);
-        chunk::started(inner, &fill);
+        chunk::started(inner, &fill, &room, need);
         Ok(Here::Fill(fill))
     }
 
@@ -458,7 +523,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
 
     /// Chunks that are on the disk, from a file that is being filled. A bad one is missing from then on.
     async fn read_fill(&self, fill: &Arc<Fill<E>>, range: &Range<u64>) -> Result<Checked, CacheError> {
-        fill.start.clone().await?;
+        if let Some(room) = fill.room(range.start / CHUNK) {
+            room.start.clone().await?;
+        }
         let (dir, key, size, crcs, at) = (self.inner.dir.clone(), fill.key, fill.size, fill.crcs(range), range.clone());
         off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
             let path = layout::fill(&self.inner.dir, &fill.key);
@@ -469,11 +536,6 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
             e.of("read", &path)
         })
     }
-}
-
-/// Chunks that hold a range.
-fn covering(size: u64, range: &Range<u64>) -> Range<u64> {
-    if range.is_empty() { 0..0 } else { range.start / CHUNK..range.end.div_ceil(CHUNK).min(chunks(size)) }
 }
 
 fn allocated(path: &Path) -> io::Result<u64> {

@@ -5,27 +5,36 @@ mod journal;
 
 #[cfg(test)]
 pub(crate) use files::{STEPS, Whole};
-pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write};
+pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write, punch, settle};
 pub(crate) use journal::{
-    Journal, append, decode as read_journal, load as load_journal, with_checksums as journal_with_checksums,
+    Journal, append, decode as read_journal, forget, load as load_journal, with_checksums as journal_with_checksums,
 };
 
 use crate::{
     CHUNK, CacheError, ReadError,
     blocks::{block_size, covering},
-    chunks,
+    chunk_range, chunks,
     sidecar::Sidecar,
 };
-use futures::future::{BoxFuture, Shared};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use larder_core::key::ObjectKey;
 use parking_lot::Mutex;
 use std::{
+    collections::HashSet,
+    io,
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::watch;
 
-/// Done when the file is there and its space reserved. Made once, shared by all.
+/// Done when the file is there and space reserved. Made once, shared by all.
 pub(crate) type Start = Shared<BoxFuture<'static, Result<(), CacheError>>>;
 /// One fetch of one chunk, shared by all its readers.
 pub(crate) type Flight<E> = Shared<BoxFuture<'static, Result<(), ReadError<E>>>>;
@@ -39,11 +48,45 @@ pub(crate) enum Chunk<E: std::error::Error + Clone + Send + Sync + 'static> {
     Present,
 }
 
+/// Space for chunks of a fill: for all of them, or, of an object that is kept in part, for those that are asked for.
+pub(crate) struct Room {
+    pub start: Start,
+    /// Why it waits for neighbours to make it, while it does.
+    pub short: watch::Sender<Option<CacheError>>,
+}
+
+impl Room {
+    /// Reserved by a process before this one.
+    fn found() -> Arc<Self> {
+        let start: Start = std::future::ready(Ok(())).boxed().shared();
+        // Only what was looked at once can be peeked at.
+        let _ = start.clone().now_or_never();
+        Arc::new(Self { start, short: watch::Sender::new(None) })
+    }
+
+    fn is_there(&self) -> bool {
+        self.start.peek().is_some_and(Result::is_ok)
+    }
+
+    /// Waits until it waits for neighbours to make room.
+    pub async fn is_short(&self) -> CacheError {
+        let mut short = self.short.subscribe();
+        match short.wait_for(Option::is_some).await.map(|short| short.clone()) {
+            Ok(Some(error)) => error,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
 /// Which chunks are on the disk, and the checksums they were written with.
 pub(crate) struct Map<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub chunks: Vec<Chunk<E>>,
+    /// Space of each chunk, if it has any; an object without bytes has one place here.
+    pub rooms: Vec<Option<Arc<Room>>>,
     /// Chunks that are present.
     present: u64,
+    /// Those, and what was found.
+    pub here: u64,
     /// Of each block; meaningless for a chunk that is missing.
     crcs: Vec<u32>,
 }
@@ -55,13 +98,37 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Map<E> {
     }
 }
 
+/// Chunks of an object, and one place for an object that has none.
+pub(crate) fn places(size: u64) -> u64 {
+    chunks(size).max(1)
+}
+
+/// Ranges in order, those that touch made into one.
+fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut().filter(|last| last.end == range.start) {
+            Some(last) => last.end = range.end,
+            None => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Ranges of the chunks that a journal does not tell of.
+pub(crate) fn missing(journal: &Journal) -> Vec<Range<u64>> {
+    let told: HashSet<u64> = journal.chunks.iter().map(|(n, _)| *n).collect();
+    joined((0..chunks(journal.size)).filter(|n| !told.contains(n)).map(|n| chunk_range(journal.size, n)))
+}
+
 pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub key: ObjectKey,
     pub size: u64,
-    pub start: Start,
-    /// Why it waits for neighbours to make room, while it does.
-    pub short: watch::Sender<Option<CacheError>>,
     pub map: Mutex<Map<E>>,
+    /// Held while space is taken and given back, and while the journal is written; are the files there?
+    pub files: Mutex<bool>,
+    /// A chunk is not in the journal.
+    unrecorded: AtomicBool,
     /// Its file was unlinked to make room. Who reads from it goes on; it never becomes a complete file.
     pub dropped: AtomicBool,
     /// How it ended.
@@ -69,40 +136,130 @@ pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
-    pub fn new(key: ObjectKey, size: u64, start: Start) -> Self {
-        let chunks = (0..chunks(size)).map(|_| Chunk::Missing).collect();
+    pub fn new(key: ObjectKey, size: u64) -> Self {
+        let chunks: Vec<_> = (0..chunks(size)).map(|_| Chunk::Missing).collect();
+        let rooms = (0..places(size)).map(|_| None).collect();
         let crcs = vec![0; size.div_ceil(block_size(size)) as usize];
         Self {
             key,
             size,
-            start,
-            short: watch::Sender::new(None),
-            map: Mutex::new(Map { chunks, present: 0, crcs }),
+            map: Mutex::new(Map { chunks, rooms, present: 0, here: 0, crcs }),
+            files: Mutex::new(false),
+            unrecorded: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
     }
 
-    /// One that a process before this one had begun.
-    pub fn found(key: ObjectKey, journal: &Journal) -> Self {
-        let fill = Self::new(key, journal.size, futures::FutureExt::shared(Box::pin(std::future::ready(Ok(())))));
+    /// One that a process before this one had begun, with space for the whole object or for the chunks that are there.
+    pub fn found(key: ObjectKey, journal: &Journal, whole: bool) -> Self {
+        let (fill, room) = (Self::new(key, journal.size), Room::found());
         {
             let mut map = fill.map.lock();
             for (n, crcs) in &journal.chunks {
                 map.put(*n, fill.size, crcs);
                 map.chunks[*n as usize] = Chunk::Found;
+                map.rooms[*n as usize] = Some(Arc::clone(&room));
             }
+            map.here = map.chunks.iter().filter(|c| matches!(c, Chunk::Found)).count() as u64;
+            if whole {
+                map.rooms.fill(Some(room));
+            }
+            *fill.files.lock() = true;
         }
         fill
     }
 
-    /// Waits until it waits for neighbours to make room.
-    pub async fn is_short(&self) -> CacheError {
-        let mut short = self.short.subscribe();
-        match short.wait_for(Option::is_some).await.map(|short| short.clone()) {
-            Ok(Some(error)) => error,
-            _ => std::future::pending().await,
+    /// What has no space yet of some chunks, as ranges of bytes.
+    pub fn lacking(&self, of: Range<u64>) -> Vec<Range<u64>> {
+        let map = self.map.lock();
+        let lacking = of.filter(|n| map.rooms[*n as usize].is_none()).map(|n| chunk_range(self.size, n));
+        joined(lacking)
+    }
+
+    /// They have, or will have, this space.
+    pub fn give(&self, lacking: &[Range<u64>], room: &Arc<Room>) {
+        let mut map = self.map.lock();
+        for range in lacking {
+            // Also the one place of an object without bytes.
+            let places = (range.start / CHUNK) as usize..(range.end.div_ceil(CHUNK) as usize).max(1);
+            map.rooms[places].fill(Some(Arc::clone(room)));
         }
+    }
+
+    /// The space of a chunk.
+    pub fn room(&self, n: u64) -> Option<Arc<Room>> {
+        self.map.lock().rooms.get(n as usize)?.clone()
+    }
+
+    /// There is no space of this kind. False: there is none at all, and the fill is over.
+    pub fn goes_on_without(&self, room: &Arc<Room>) -> bool {
+        let mut map = self.map.lock();
+        let goes_on = map.rooms.iter().flatten().any(|other| !Arc::ptr_eq(other, room));
+        if goes_on {
+            map.rooms.iter_mut().filter(|r| r.as_ref().is_some_and(|r| Arc::ptr_eq(r, room))).for_each(|r| *r = None);
+        }
+        goes_on
+    }
+
+    /// Forgets what lies outside of these ranges and nobody works on; gives the chunks that had space. They are to be forgotten on
+    /// the disk as well.
+    pub fn forget_others(&self, ranges: &[Range<u64>]) -> Vec<u64> {
+        let mut map = self.map.lock();
+        let map = &mut *map;
+        let mut forgotten = Vec::new();
+        for (n, chunk) in (0..).zip(&mut map.chunks) {
+            let at = chunk_range(self.size, n);
+            let wanted = ranges.iter().any(|r| r.start < at.end && at.start < r.end);
+            let room = &mut map.rooms[n as usize];
+            if wanted || matches!(chunk, Chunk::Flying(_)) || !room.as_ref().is_some_and(|room| room.is_there()) {
+                continue;
+            }
+            *room = None;
+            map.present -= u64::from(matches!(chunk, Chunk::Present));
+            map.here -= u64::from(!matches!(chunk, Chunk::Missing));
+            *chunk = Chunk::Missing;
+            forgotten.push(n);
+        }
+        forgotten
+    }
+
+    /// Gives the space of forgotten chunks back to the disk, but of those that are wanted again. The journal says so first. Blocks.
+    pub fn give_back(&self, dir: &Path, forgotten: &[u64]) -> io::Result<()> {
+        let _files = self.files.lock();
+        let forgotten: Vec<u64> = forgotten.iter().copied().filter(|n| self.room(*n).is_none()).collect();
+        forget(dir, &self.key, &forgotten)?;
+        punch(dir, &self.key, &joined(forgotten.iter().map(|n| chunk_range(self.size, *n))))
+    }
+
+    /// Puts a chunk that was written into the journal. Blocks.
+    pub fn record(&self, dir: &Path, n: u64, crcs: &[u32]) {
+        let _files = self.files.lock();
+        if let Err(error) = append(dir, &self.key, n, crcs) {
+            self.unrecorded.store(true, Ordering::Relaxed);
+            tracing::debug!(key = %self.key, %error, "a chunk is not in the journal; after a restart it is fetched again");
+        }
+    }
+
+    /// Makes durable what has landed. Blocks.
+    pub fn settle(&self, dir: &Path) -> io::Result<()> {
+        if self.unrecorded.load(Ordering::Relaxed) {
+            return Err(io::Error::other("a chunk could not be put into the journal"));
+        }
+        settle(dir, &self.key)
+    }
+
+    /// Bytes that are on the disk.
+    pub fn bytes_here(&self) -> u64 {
+        let map = self.map.lock();
+        let last_is_here = map.chunks.last().is_some_and(|c| matches!(c, Chunk::Present | Chunk::Found));
+        map.here * CHUNK - if last_is_here { map.chunks.len() as u64 * CHUNK - self.size } else { 0 }
+    }
+
+    /// Is every chunk on the disk?
+    pub fn is_whole(&self) -> bool {
+        let map = self.map.lock();
+        map.present == map.chunks.len() as u64
     }
 
     /// All on the disk already?
@@ -116,7 +273,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
         let mut map = self.map.lock();
         map.put(n, self.size, crcs);
         map.chunks[n as usize] = Chunk::Present;
-        map.present += 1;
+        (map.present, map.here) = (map.present + 1, map.here + 1);
         map.present == map.chunks.len() as u64
     }
 
@@ -128,6 +285,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
             Chunk::Found => {}
             Chunk::Missing | Chunk::Flying(_) => return,
         }
+        map.here -= 1;
         map.chunks[n as usize] = Chunk::Missing;
     }
 

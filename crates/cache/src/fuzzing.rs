@@ -29,7 +29,7 @@ pub fn journal(bytes: &[u8]) {
         if journal.size > LARGEST {
             continue;
         }
-        let fill = Fill::<Infallible>::found(ObjectKey::new("o", "p", "v", journal.size), &journal);
+        let fill = Fill::<Infallible>::found(ObjectKey::new("o", "p", "v", journal.size), &journal, false);
         for (chunk, _) in &journal.chunks {
             assert!(fill.has(*chunk..*chunk + 1));
             let crcs = fill.crcs(&crate::chunk_range(journal.size, *chunk));

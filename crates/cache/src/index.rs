@@ -1,6 +1,6 @@
 //! What is known in memory: complete files, fills, and how much of the quota they use.
 
-use crate::fill::Fill;
+use crate::{Stay, chunk_range, fill::Fill};
 use larder_core::{
     eviction::{self, FRESH, Keep, Wanted},
     key::ObjectKey,
@@ -26,9 +26,12 @@ pub(crate) struct Entry {
 struct Filling<E: std::error::Error + Clone + Send + Sync + 'static> {
     fill: Arc<Fill<E>>,
     keep: Keep,
+    /// Bytes that it has space for, or will have.
+    reserved: u64,
+    in_part: bool,
 }
 
-/// Complete files use what they are long, fills what they will be long.
+/// Complete files use what they are long, fills what they have space for.
 pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     /// Ordered, so that the scrub can go on behind the key where it was.
     complete: BTreeMap<ObjectKey, Entry>,
@@ -40,6 +43,18 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     /// Last use of any file, as that of an entry.
     used: u32,
     pub closed: bool,
+}
+
+/// What nobody wants or works on, to be given back to the disk.
+pub(crate) struct Idle<E: std::error::Error + Clone + Send + Sync + 'static> {
+    /// Fills that are marked as dropped.
+    pub whole: Vec<Arc<Fill<E>>>,
+    /// Chunks of others.
+    pub chunks: Vec<(Arc<Fill<E>>, Vec<u64>)>,
+}
+
+fn is<E: std::error::Error + Clone + Send + Sync + 'static>(filling: &Filling<E>, fill: &Fill<E>) -> bool {
+    std::ptr::eq(&raw const *filling.fill, fill)
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
@@ -79,6 +94,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
 
     pub fn bytes(&self) -> (u64, u64) {
         (self.complete_bytes, self.fill_bytes)
+    }
+
+    /// Bytes on the disk of objects that are kept in part.
+    pub fn part_bytes(&self) -> u64 {
+        self.fills.values().filter(|f| f.in_part).map(|f| f.fill.bytes_here()).sum()
     }
 
     pub fn complete(&self, key: &ObjectKey) -> Option<Entry> {
@@ -132,19 +152,47 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.fills.get(key).map(|f| &f.fill)
     }
 
-    pub fn begin(&mut self, fill: &Arc<Fill<E>>, keep: Keep) {
-        self.fill_bytes += fill.size;
-        self.fills.insert(fill.key, Filling { fill: Arc::clone(fill), keep });
+    /// Without space yet.
+    pub fn begin(&mut self, fill: &Arc<Fill<E>>, keep: Keep, in_part: bool) {
+        self.fills.insert(fill.key, Filling { fill: Arc::clone(fill), keep, reserved: 0, in_part });
+    }
+
+    /// It was begun as a whole, and is kept in part from now on.
+    pub fn in_part(&mut self, key: &ObjectKey) {
+        if let Some(filling) = self.fills.get_mut(key) {
+            filling.in_part = true;
+        }
+    }
+
+    /// Counts space for a fill, if it is still the one of its key.
+    pub fn reserve(&mut self, fill: &Fill<E>, bytes: u64) {
+        if let Some(filling) = self.fills.get_mut(&fill.key).filter(|f| is(f, fill)) {
+            filling.reserved += bytes;
+            self.fill_bytes += bytes;
+        }
+    }
+
+    /// It has less, or will have.
+    pub fn unreserve(&mut self, fill: &Fill<E>, bytes: u64) {
+        if let Some(filling) = self.fills.get_mut(&fill.key).filter(|f| is(f, fill)) {
+            filling.reserved -= bytes;
+            self.fill_bytes -= bytes;
+        }
+    }
+
+    /// A fill that has space for all of its object.
+    pub fn has_all_space(&self, key: &ObjectKey) -> bool {
+        self.fills.get(key).is_some_and(|f| f.reserved == f.fill.size)
     }
 
     /// Ends a fill, if it is still the one of its key.
     pub fn end(&mut self, fill: &Fill<E>, complete: bool) {
-        if self.fills.get(&fill.key).is_none_or(|f| !std::ptr::eq(&raw const *f.fill, fill)) {
+        if !self.fills.get(&fill.key).is_some_and(|f| is(f, fill)) {
             return;
         }
-        let ended = self.fills.remove(&fill.key);
-        self.fill_bytes -= fill.size;
-        if let Some(Filling { keep, .. }) = ended.filter(|_| complete) {
+        let Some(Filling { keep, reserved, .. }) = self.fills.remove(&fill.key) else { return };
+        self.fill_bytes -= reserved;
+        if complete {
             self.complete_bytes += fill.size;
             self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true, used: self.now() });
         }
@@ -165,15 +213,34 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         Some(entry)
     }
 
-    /// Forgets the complete files that are not to be kept.
-    pub fn forget_unwanted(&mut self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, u64)> {
-        let unwanted: Vec<_> = self.complete.keys().filter(|k| !keep(k)).copied().collect();
+    /// Forgets the complete files of which nothing is to stay.
+    pub fn forget_unwanted(&mut self, stay: impl Fn(&ObjectKey) -> Stay) -> Vec<(ObjectKey, u64)> {
+        let unwanted: Vec<_> = self.complete.keys().filter(|k| stay(k) == Stay::Nothing).copied().collect();
         unwanted.into_iter().filter_map(|key| Some((key, self.forget(&key)?.size))).collect()
     }
 
-    /// Marks the fills that are not to be kept and that nobody works on as dropped.
-    pub fn drop_idle(&self, keep: impl Fn(&ObjectKey) -> bool) -> Vec<Arc<Fill<E>>> {
-        self.fills.values().map(|f| &f.fill).filter(|f| !keep(&f.key) && f.drop_if_idle()).cloned().collect()
+    /// Of the fills what is not to stay and nobody works on: marks those as dropped of which that is all, and forgets chunks of
+    /// the others.
+    pub fn drop_idle(&mut self, stay: impl Fn(&ObjectKey) -> Stay) -> Idle<E> {
+        let mut idle = Idle { whole: Vec::new(), chunks: Vec::new() };
+        for filling in self.fills.values_mut() {
+            let fill = &filling.fill;
+            match stay(&fill.key) {
+                Stay::All => {}
+                Stay::Nothing if fill.drop_if_idle() => idle.whole.push(Arc::clone(fill)),
+                Stay::Nothing => {}
+                Stay::Parts(ranges) => {
+                    let forgotten = fill.forget_others(&ranges);
+                    let bytes: u64 = forgotten.iter().map(|n| chunk_range(fill.size, *n)).map(|r| r.end - r.start).sum();
+                    if bytes > 0 {
+                        idle.chunks.push((Arc::clone(fill), forgotten));
+                        filling.reserved -= bytes;
+                        self.fill_bytes -= bytes;
+                    }
+                }
+            }
+        }
+        idle
     }
 
     pub fn clear(&mut self) {

@@ -47,7 +47,7 @@ pub use cache::Cache;
 pub use disk::{Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};
 pub use larder_core::eviction::Keep;
-pub use object::Object;
+pub use object::{Object, Stay};
 pub use space::Floor;
 
 /// Unit of fetch. 4 MiB: large enough that an origin's latency is small beside the transfer, small enough that
@@ -57,6 +57,11 @@ pub const CHUNK: u64 = 4 << 20;
 /// Chunks of an object of this size.
 fn chunks(size: u64) -> u64 {
     size.div_ceil(CHUNK)
+}
+
+/// Chunks that hold a range.
+fn covering(size: u64, range: &std::ops::Range<u64>) -> std::ops::Range<u64> {
+    if range.is_empty() { 0..0 } else { range.start / CHUNK..range.end.div_ceil(CHUNK).min(chunks(size)) }
 }
 
 /// Bytes of one chunk.

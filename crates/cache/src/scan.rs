@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
 };
@@ -21,7 +22,16 @@ pub(crate) struct Found {
     /// Complete files and their sizes.
     pub complete: Vec<(ObjectKey, u64)>,
     /// Unfinished files that have a journal.
-    pub unfinished: Vec<(ObjectKey, Journal)>,
+    pub unfinished: Vec<Unfinished>,
+}
+
+/// A file that can go on.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    pub key: ObjectKey,
+    pub journal: Journal,
+    /// It has space for all of the object, not only for what the journal tells.
+    pub whole: bool,
 }
 
 /// Threads that list folders. On a cold disk they wait for it, so their number has nothing to do with that of the cores.
@@ -85,14 +95,21 @@ fn list_shard(dir: &Path, shard: &Path, complete: &mut Vec<(ObjectKey, u64)>) ->
 }
 
 /// Unfinished files that can go on; all else is removed.
-fn list_fills(dir: &Path) -> Result<Vec<(ObjectKey, Journal)>, CacheError> {
+fn list_fills(dir: &Path) -> Result<Vec<Unfinished>, CacheError> {
     let mut unfinished = HashMap::new();
     let paths = entries(&layout::fill_folder(dir))?;
     for path in &paths {
         let Some(key) = path.file_name().and_then(|n| n.to_str()).and_then(layout::key_of_journal) else { continue };
-        let length = fs::symlink_metadata(layout::fill(dir, &key)).map_or(0, |m| m.len());
-        if let Some(journal) = crate::fill::load_journal(dir, &key).filter(|j| j.size == length) {
-            unfinished.insert(key, journal);
+        let (length, space) = fs::symlink_metadata(layout::fill(dir, &key)).map_or((0, 0), |m| (m.len(), m.blocks() * 512));
+        let Some(journal) = crate::fill::load_journal(dir, &key).filter(|j| j.size == length) else { continue };
+        let whole = space >= length;
+        if !whole {
+            // Space for chunks that did not come would be counted by nobody.
+            let missing = crate::fill::missing(&journal);
+            crate::fill::punch(dir, &key, &missing).map_err(CacheError::disk("free space of", layout::fill(dir, &key)))?;
+        }
+        if whole || !journal.chunks.is_empty() {
+            unfinished.insert(key, Unfinished { key, journal, whole });
         }
     }
     for path in &paths {
@@ -102,7 +119,7 @@ fn list_fills(dir: &Path) -> Result<Vec<(ObjectKey, Journal)>, CacheError> {
             remove(path)?;
         }
     }
-    Ok(unfinished.into_iter().collect())
+    Ok(unfinished.into_values().collect())
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, CacheError> {

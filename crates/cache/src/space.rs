@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::fd::AsFd as _,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -52,6 +53,11 @@ pub(crate) fn of_disk(folder: &Path) -> io::Result<(u64, u64)> {
     Ok((disk.blocks() * unit, disk.blocks_available() * unit))
 }
 
+/// Makes the file that long, if it is shorter. Blocks.
+pub(crate) fn lengthen(file: &File, len: u64) -> io::Result<()> {
+    if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
+}
+
 #[derive(Debug)]
 pub(crate) struct Space {
     floor: Floor,
@@ -85,8 +91,9 @@ impl Space {
         self.waiting.load(Relaxed)
     }
 
-    /// Gives the file its full length, with space for all of it. Blocks.
-    pub fn reserve(&self, folder: &Path, path: &Path, file: &File, len: u64) -> Result<(), CacheError> {
+    /// Gives ranges of the file space, and the file the length that it has with them. Blocks.
+    pub fn reserve(&self, folder: &Path, path: &Path, file: &File, ranges: &[Range<u64>]) -> Result<(), CacheError> {
+        let len: u64 = ranges.iter().map(|r| r.end - r.start).sum();
         if len == 0 {
             return Ok(());
         }
@@ -100,13 +107,15 @@ impl Space {
         if free < len.saturating_add(floor).saturating_add(others) {
             return Err(full());
         }
-        let signed = i64::try_from(len).map_err(|_| full())?;
-        match fcntl::fallocate(file.as_fd(), fcntl::FallocateFlags::empty(), 0, signed) {
-            Ok(()) => {}
-            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => return Err(full()),
-            // A file system that cannot reserve: the floor alone must do.
-            Err(Errno::EOPNOTSUPP) => file.set_len(len).map_err(CacheError::disk("resize", path))?,
-            Err(e) => return Err(CacheError::disk("reserve space for", path)(io::Error::from(e))),
+        for Range { start, end } in ranges {
+            let signed = |n: u64| i64::try_from(n).map_err(|_| full());
+            match fcntl::fallocate(file.as_fd(), fcntl::FallocateFlags::empty(), signed(*start)?, signed(end - start)?) {
+                Ok(()) => {}
+                Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => return Err(full()),
+                // A file system that cannot reserve: the floor alone must do.
+                Err(Errno::EOPNOTSUPP) => lengthen(file, *end).map_err(CacheError::disk("resize", path))?,
+                Err(e) => return Err(CacheError::disk("reserve space for", path)(io::Error::from(e))),
+            }
         }
         if let Some(mut page) = page {
             page.reserve(|asked| asked.saturating_sub(len));

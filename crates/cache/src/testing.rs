@@ -23,7 +23,7 @@ pub(crate) fn key(n: u64) -> ObjectKey {
 }
 
 pub(crate) fn own(n: u64, size: u64) -> Object {
-    Object { key: key(n), size, keep: Keep::Own }
+    Object { key: key(n), size, keep: Keep::Own, in_part: false }
 }
 
 /// Bytes that differ from place to place.

@@ -166,6 +166,20 @@ mod tests {
     }
 
     #[test]
+    fn a_list_says_nothing_of_stripes_when_there_are_none() {
+        let whole = r#"{"generation":1,"members":[{"node":"a","weight":1,"since":1}]}"#;
+        let striped = whole.replace(r#"}]}"#, r#"}],"stripeBytes":1073741824}"#);
+        for (text, bytes) in [(whole, 0), (&striped, 1 << 30)] {
+            let list = read(text).unwrap();
+            assert_eq!((list.stripe_bytes, serde_json::to_string(&list).unwrap().as_str()), (bytes, text));
+        }
+        let mut index = Index::default();
+        let name = format!("{UID}-members");
+        assert!(index.config_map(Change::Set(mk_map(&name, whole))));
+        assert!(index.config_map(Change::Set(mk_map(&name, &striped))), "who watches the roster hears of it");
+    }
+
+    #[test]
     fn a_list_of_a_later_format_leaves_the_last_known_one_and_fields_that_are_not_known_are_passed_over() {
         let mut index = Index::default();
         let name = format!("{UID}-members");

@@ -11,7 +11,7 @@ pub use catalog::CatalogFetchError;
 pub use copy::Copied;
 
 use crate::{MAX_RANGE, ObjectRef, RosterSource, Source};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use down::Down;
 use hedging::Hedging;
 use http::Transport;
@@ -211,6 +211,35 @@ impl Client {
         if len > MAX_RANGE {
             return Err(ReadError::TooLong { key: object.key.to_string(), len });
         }
+        let stripe = rosters.current().members.stripe_of(range.start);
+        if range.end <= stripe.end {
+            return self.read_stripe(rosters, object, range, deadline).await;
+        }
+        // Of several stripes, each is asked from its own owner.
+        let mut read = Fetched { bytes: Bytes::new(), source: Source::Disk, node: String::new(), hedged: false };
+        let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or(0));
+        let mut at = range.start;
+        while at < range.end {
+            let part = at..range.end.min(rosters.current().members.stripe_of(at).end);
+            at = part.end;
+            let Fetched { bytes: of_part, source, node, hedged } = self.read_stripe(rosters, object, part, deadline).await?;
+            bytes.extend_from_slice(&of_part);
+            // Named is who had to ask the origin, if anyone had.
+            if read.node.is_empty() || source == Source::Origin {
+                (read.source, read.node) = (source, node);
+            }
+            read.hedged |= hedged;
+        }
+        Ok(Fetched { bytes: bytes.freeze(), ..read })
+    }
+
+    async fn read_stripe<R: RosterSource + ?Sized>(
+        &self,
+        rosters: &R,
+        object: &ObjectRef<'_>,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Fetched, ReadError> {
         let started = Instant::now();
         let mut last = Vec::new();
         let mut pause = PAUSE.0;

@@ -96,7 +96,7 @@ impl Port {
         let key = ObjectKey::new("s3://b/", "p", "v", SIZE);
         let member = Member { node: "gpu-1".into(), weight: 1, since: 1, leaving: false };
         let roster = Roster {
-            members: Members { generation: 1, members: vec![member] },
+            members: Members { generation: 1, members: vec![member], ..Members::default() },
             addresses: BTreeMap::from([("gpu-1".to_owned(), self.address.ip())]),
         };
         client.read(&roster, &ObjectRef { dataset_uid, snapshot: "5nap", inode: 7, key }, 0..SIZE).await

@@ -86,7 +86,7 @@ pub(crate) fn status(worker: &Worker) -> StatusResponse {
         listing: worker.report.listing().or(taken),
         snapshots,
         preload: worker.report.preload(),
-        cached_bytes: usage.bytes,
+        cached_bytes: usage.on_disk(),
         cached_files: usage.files,
         origin_bytes: worker.received.objects(),
         problems: worker.report.problems(),

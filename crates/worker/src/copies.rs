@@ -55,12 +55,19 @@ pub(crate) async fn ask(
     stand_in: bool,
 ) -> Result<Option<Bytes>, OriginError> {
     let roster = worker.roster.borrow().clone();
-    let owner = roster.members.owner(&at.key).filter(|m| !stand_in && m.node != worker.node);
-    if let Some(owner) = owner.filter(|_| worker.holds(&at.key)) {
+    let place = roster.members.place(&at.key, range.start);
+    let owner_of_place = roster.members.owner(&place);
+    let owner = owner_of_place.filter(|m| !stand_in && m.node != worker.node);
+    if let Some(owner) = owner.filter(|_| worker.holds(&at.key, range.start)) {
         let bytes = from(worker, &owner.node, at, range, true).await;
         return bytes.map(Some).ok_or_else(|| not_given(&owner.node, at));
     }
-    for member in owner.into_iter().chain(roster.members.former_owners(&at.key, &worker.node)) {
+    let mut asked: Vec<_> = owner.into_iter().chain(roster.members.former_owners(&place, &worker.node)).collect();
+    // Before files were striped, it had all of them; and a release that knows no stripes has.
+    let first = roster.members.place(&at.key, 0);
+    let whole = roster.members.owner(&first).filter(|m| first != place && m.node != worker.node);
+    asked.extend(whole.filter(|m| Some(*m) != owner_of_place && !asked.contains(m)));
+    for member in asked {
         if let Some(bytes) = from(worker, &member.node, at, range, false).await {
             return Ok(Some(bytes));
         }
@@ -98,7 +105,7 @@ pub(crate) async fn give(
 ) -> Result<CopyReply, Refusal> {
     let until = Instant::now() + FIRST_BYTE;
     if let Some((snapshot, inode)) = fetch
-        && worker.owns(key)
+        && worker.owns(key, range.start)
     {
         objects::fetch(worker, &snapshot, inode, *key, range).await?;
     }

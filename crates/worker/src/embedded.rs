@@ -86,7 +86,7 @@ impl Embedded {
     /// See [`OpenError`].
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         let member = Member { node: NODE.to_owned(), weight: 1, since: 1, leaving: false };
-        let members = Members { generation: 1, members: vec![member] };
+        let members = Members { generation: 1, members: vec![member], ..Members::default() };
         let (roster, watch) = watch::channel(Arc::new(Roster { members, ..Roster::default() }));
         let disk = |dir: &PathBuf| Disk { dir: dir.clone(), floor: options.floor };
         let settings = Settings {

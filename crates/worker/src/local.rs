@@ -82,7 +82,7 @@ pub(crate) async fn open(worker: &Arc<Worker>, snapshot: &str, inode: u64) -> (R
         Ok(Ok(Some((at, None)))) => match worker.cache.open_complete(&at.key).await {
             Some(file) => (Reply::File {}, Some(file)),
             // One that is here and not checked yet may be asked for again soon.
-            None => (Reply::Absent { owner: worker.cache.contains(&at.key) || worker.holds(&at.key) }, None),
+            None => (Reply::Absent { owner: worker.cache.contains(&at.key) || worker.holds_all(&at.key, at.size) }, None),
         },
         Ok(Ok(None)) => error(format!("inode {inode} of snapshot {snapshot} is no file")),
         Ok(Err(e)) => error(format!("look up inode {inode} of snapshot {snapshot}: {e}")),

@@ -19,11 +19,11 @@ use std::{
     time::Duration,
 };
 
-/// Bytes of complete files on this node.
+/// Bytes of complete files on this node, and of the stripes of files that are kept in part.
 pub const CACHED_BYTES: &str = "larder_worker_cached_bytes";
 /// Complete files on this node.
 pub const CACHED_FILES: &str = "larder_worker_cached_files";
-/// Bytes reserved for files that are not complete yet.
+/// Bytes reserved for what is not on the disk yet.
 pub const FILLING_BYTES: &str = "larder_worker_filling_bytes";
 /// Bytes that the dataset may take on this node.
 pub const QUOTA_BYTES: &str = "larder_worker_quota_bytes";
@@ -150,9 +150,9 @@ struct Figure {
 const FIGURES: [Figure; 8] = [
     Figure {
         name: CACHED_BYTES,
-        help: "Bytes of complete files on this node",
+        help: "Bytes of complete files on this node, and of stripes of files that are kept in part",
         kind: MetricType::Gauge,
-        of: |worker| worker.cache.usage().bytes,
+        of: |worker| worker.cache.usage().on_disk(),
     },
     Figure {
         name: CACHED_FILES,
@@ -162,9 +162,9 @@ const FIGURES: [Figure; 8] = [
     },
     Figure {
         name: FILLING_BYTES,
-        help: "Bytes reserved for files that are not complete yet",
+        help: "Bytes reserved for what is not on the disk yet",
         kind: MetricType::Gauge,
-        of: |worker| worker.cache.usage().fill_bytes,
+        of: |worker| worker.cache.usage().on_its_way(),
     },
     Figure {
         name: QUOTA_BYTES,

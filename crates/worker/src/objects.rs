@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use larder_cache::{CHUNK, CacheError, Checked, Keep, Object, ReadError};
+use larder_cache::{CHUNK, CacheError, Checked, Keep, ReadError};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
@@ -86,7 +86,7 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
         return Err(Refusal::Range { size: at.size });
     }
     let here = worker.cache.has(&at.key, &range);
-    if !here && (request.on_disk || !request.stand_in && !worker.owns(&at.key)) {
+    if !here && (request.on_disk || !request.stand_in && !worker.owns(&at.key, range.start)) {
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };
@@ -122,7 +122,7 @@ pub(crate) async fn fetch(
         return Err(Refusal::Range { size: at.size });
     }
     // One byte of it: the cache fetches whole chunks.
-    let object = Object { key, size: at.size, keep: Keep::Own };
+    let object = worker.object(&at, Keep::Own);
     let chunk = worker.cache.read_range(&object, range.start..range.start + 1, fetcher(worker, &at, false, Lane::Background));
     let fetched = tokio::time::timeout(FIRST_BYTE, chunk).await.map_err(|_| late(&at))?;
     match fetched {
@@ -174,7 +174,9 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: 
     let fetch = fetcher(worker, at, stand_in, Lane::Reader);
     let missing = !worker.cache.has(&at.key, &range);
     let _reader = missing.then(|| worker.wanted.read(at.key, range.start / CHUNK * CHUNK));
-    let object = Object { key: at.key, size: at.size, keep: if worker.holds(&at.key) { Keep::Own } else { Keep::Copy } };
+    // A piece ends where a chunk does, and so does a stripe.
+    let keep = if worker.holds(&at.key, range.start) { Keep::Own } else { Keep::Copy };
+    let object = worker.object(at, keep);
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
         Ok(checked) => Ok(checked),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),

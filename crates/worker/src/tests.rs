@@ -12,3 +12,4 @@ mod preload;
 mod reads;
 mod replicas;
 mod strangers;
+mod stripes;

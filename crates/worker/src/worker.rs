@@ -13,14 +13,14 @@ use crate::{
     serving::Serving,
     wanted::Wanted,
 };
-use larder_cache::{CHUNK, Cache, CacheError, Floor};
-use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey};
+use larder_cache::{CHUNK, Cache, CacheError, Floor, Keep, Object};
+use larder_core::{catalog::CatalogError, catalog::Kind, key::ObjectKey, placement::Members};
 use larder_origin::{Error as OriginError, Pace, Received};
 use larder_peer::Roster;
 use larder_proto::control::v1::Problem;
 use larder_trust::Security;
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU64, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -267,16 +267,39 @@ impl Worker {
         self.report.set(Topic::Store, saved.err().map(|e| folder_problem(&e)));
     }
 
-    /// Does this node own the object? Before the member list is known, whoever is asked does.
-    pub fn owns(&self, key: &ObjectKey) -> bool {
-        self.roster.borrow().members.owner(key).is_none_or(|owner| owner.node == self.node)
+    /// Does this node own the stripe of the object that this byte lies in? Before the member list is known, whoever is asked does.
+    pub fn owns(&self, key: &ObjectKey, offset: u64) -> bool {
+        let members = &self.roster.borrow().members;
+        members.owner(&members.place(key, offset)).is_none_or(|owner| owner.node == self.node)
     }
 
-    /// Is the object in this node's share: does it own it, or keep a replica of it?
-    pub fn holds(&self, key: &ObjectKey) -> bool {
+    /// Is that stripe in this node's share: does it own it, or keep a replica of it?
+    pub fn holds(&self, key: &ObjectKey, offset: u64) -> bool {
         let replicas = self.orders.borrow().as_ref().map_or(1, |o| o.replicas.max(1));
         let members = &self.roster.borrow().members;
-        members.members.is_empty() || members.holds(key, &self.node, replicas)
+        members.members.is_empty() || members.holds(&members.place(key, offset), &self.node, replicas)
+    }
+
+    /// Stripes of an object that are in this node's share.
+    pub fn held(&self, key: &ObjectKey, size: u64) -> Vec<Range<u64>> {
+        let stripes = self.roster.borrow().members.stripes(size);
+        stripes.filter(|stripe| self.holds(key, stripe.start)).collect()
+    }
+
+    /// Is all of the object in this node's share?
+    pub fn holds_all(&self, key: &ObjectKey, size: u64) -> bool {
+        let mut stripes = self.roster.borrow().members.stripes(size);
+        stripes.all(|stripe| self.holds(key, stripe.start))
+    }
+
+    /// Is a stripe of a file here to stay? One that is placed whole: is it complete?
+    pub fn has(&self, members: &Members, at: &Located, stripe: &Range<u64>) -> bool {
+        if members.is_striped(at.size) { self.cache.has(&at.key, stripe) } else { self.cache.contains(&at.key) }
+    }
+
+    /// A file for the cache; of one that is striped each node keeps a part.
+    pub fn object(&self, at: &Located, keep: Keep) -> Object {
+        Object { key: at.key, size: at.size, keep, in_part: self.roster.borrow().members.is_striped(at.size) }
     }
 }
 

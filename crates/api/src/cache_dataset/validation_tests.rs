@@ -158,6 +158,17 @@ fn a_dataset_lies_on_one_to_eight_disks_each_named_once() {
 }
 
 #[test]
+fn the_stripe_size_is_a_multiple_of_a_chunk_or_nothing() {
+    for good in [json!("1Gi"), json!("4Mi"), json!("0"), json!(0), json!(8_388_608)] {
+        assert_eq!(refusals(&with("/spec/cache/stripeSize", good.clone()), None), Vec::<String>::new(), "{good}");
+    }
+    for bad in [json!("1Mi"), json!("6Mi"), json!("1G"), json!("-4Mi"), json!(1), json!("0.5"), json!("1m")] {
+        is_refused(&with("/spec/cache/stripeSize", bad), "stripeSize must be a multiple of 4Mi such as 1Gi, or 0");
+    }
+    is_refused(&with("/spec/cache/stripeSize", json!("much")), "spec.cache.stripeSize");
+}
+
+#[test]
 fn the_quota_is_more_than_nothing() {
     for good in [json!("1"), json!("1.5Gi"), json!(4096)] {
         assert_eq!(refusals(&with("/spec/cache/tiers/0/quota", good.clone()), None), Vec::<String>::new(), "{good}");

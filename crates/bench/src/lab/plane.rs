@@ -44,7 +44,7 @@ impl Plane {
     /// Runs as long as the runtime does.
     pub fn start(runtime: &Runtime, host: IpAddr, tls: bool, nodes: BTreeMap<String, IpAddr>) -> anyhow::Result<Self> {
         let member = |node: &String| Member { node: node.clone(), weight: 1, since: 1, leaving: false };
-        let members = Members { generation: 1, members: nodes.keys().map(member).collect() };
+        let members = Members { generation: 1, members: nodes.keys().map(member).collect(), ..Members::default() };
         let roster = Arc::new(Roster { members, addresses: nodes });
         let bind = || runtime.block_on(TcpListener::bind((host, 0))).with_context(|| format!("listen on {host}"));
         let listener = bind()?;

@@ -79,6 +79,7 @@ fn on_disk(dir: &Path) -> Usage {
         files: complete.len() as u64,
         bytes: complete.iter().map(length).sum(),
         fill_bytes: unfinished.iter().filter(|path| is_object(path)).map(length).sum(),
+        part_bytes: 0,
     }
 }
 
@@ -124,7 +125,7 @@ impl Simulation {
     }
 
     fn object(n: u64, keep: Keep) -> Object {
-        Object { key: key(n), size: size(n), keep }
+        Object { key: key(n), size: size(n), keep, in_part: false }
     }
 
     fn fill(&self, n: u64, keep: Keep) {

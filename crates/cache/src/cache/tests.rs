@@ -41,7 +41,7 @@ async fn files_are_spread_by_the_quotas_and_found_again_in_whatever_order_the_di
     fill(&cache, 0..400, 100).await.unwrap();
     let files = files(&cache);
     assert!(files[0].abs_diff(100) < 40 && files[1].abs_diff(100) < 40 && files[2].abs_diff(200) < 50, "{files:?}");
-    assert_eq!(cache.usage(), Usage { files: 400, bytes: 40_000, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 400, bytes: 40_000, fill_bytes: 0, part_bytes: 0 });
     cache.close().await;
     let cache = open(root.path(), &[("c", 1024 * MIB), ("a", 4096 * MIB), ("b", 1)]);
     for n in 0..400 {
@@ -143,5 +143,5 @@ async fn a_fill_that_breaks_off_on_one_disk_begins_anew_on_another() {
     cache.fill(&object, 2, counted(&fetched)).await.unwrap();
     assert!(!place.disk.contains(&object.key) && !place.disk.is_filling(&object.key));
     assert!(cache.contains(&object.key));
-    assert_eq!(cache.usage(), Usage { files: 1, bytes: 2 * CHUNK, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 2 * CHUNK, fill_bytes: 0, part_bytes: 0 });
 }

@@ -3,7 +3,7 @@
 use super::{Inner, Lane};
 use crate::{
     CacheError, ReadError, blocks, chunk_range, chunks,
-    fill::{self, Chunk, Fill, Flight},
+    fill::{self, Chunk, Fill, Flight, Room},
     layout,
     unreadable::off,
 };
@@ -17,16 +17,38 @@ use std::{
 };
 use tokio::sync::SemaphorePermit;
 
-/// Called once for each new fill: an object without chunks is complete when it is made, one that cannot be made is over.
-pub(super) fn started<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
-    let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
+/// Called once for each new room of a fill: an object without chunks is complete when its file is made, one that has no space for
+/// anything is over.
+pub(super) fn started<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    room: &Arc<Room>,
+    bytes: u64,
+) {
+    let (inner, fill, room) = (Arc::clone(inner), Arc::clone(fill), Arc::clone(room));
     inner.tasks.clone().spawn(async move {
-        match fill.start.clone().await {
+        match room.start.clone().await {
             Ok(()) if chunks(fill.size) == 0 => finish(&inner, &fill).await,
             Ok(()) => {}
-            Err(e) => end(&inner, &fill, Err(e)).await,
+            Err(e) if !without(&inner, &fill, &room, bytes) => end(&inner, &fill, Err(e)).await,
+            Err(_) => {}
         }
     });
+}
+
+/// Takes a room that did not come off the count; false: the fill has no other.
+fn without<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Inner<E>,
+    fill: &Fill<E>,
+    room: &Arc<Room>,
+    bytes: u64,
+) -> bool {
+    let mut index = inner.index.lock();
+    let goes_on = fill.goes_on_without(room);
+    if goes_on {
+        index.unreserve(fill, bytes);
+    }
+    goes_on
 }
 
 /// The fetch of a chunk, begun now if none is on its way; `None`: the chunk is there.
@@ -42,15 +64,25 @@ where
         Chunk::Flying(flight) => Some(flight.clone()),
         chunk @ (Chunk::Missing | Chunk::Found) => {
             let found = matches!(chunk, Chunk::Found);
-            let task = inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, found, fetch.clone(), lane));
+            let space = map.rooms[n as usize].clone();
+            let task =
+                inner.tasks.spawn(fly(Arc::clone(inner), Arc::clone(fill), n, Before { found, space }, fetch.clone(), lane));
             let path = layout::fill(&inner.dir, &fill.key);
             let flight =
                 async move { task.await.unwrap_or_else(|e| Err(CacheError::disk("fill", path)(io::Error::other(e)).into())) };
             let flight = flight.boxed().shared();
             map.chunks[n as usize] = Chunk::Flying(flight.clone());
+            map.here -= u64::from(found);
             Some(flight)
         }
     }
+}
+
+/// What there was of a chunk before it is fetched.
+struct Before {
+    /// It is on the disk, a process before this one said.
+    found: bool,
+    space: Option<Arc<Room>>,
 }
 
 /// Puts a chunk back to missing when its fetch ends without it, by an error or a panic.
@@ -70,7 +102,7 @@ async fn fly<E, F, Fut>(
     inner: Arc<Inner<E>>,
     fill: Arc<Fill<E>>,
     n: u64,
-    found: bool,
+    Before { found, space }: Before,
     fetch: F,
     lane: Lane,
 ) -> Result<(), ReadError<E>>
@@ -80,7 +112,8 @@ where
     Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
 {
     let flying = Flying(&fill, n);
-    fill.start.clone().await?;
+    let Some(room) = space else { return Err(made_room(&inner, &fill).into()) };
+    room.start.clone().await?;
     let range = chunk_range(fill.size, n);
     let want = range.end - range.start;
     if found {
@@ -103,14 +136,12 @@ where
     if bytes.len() as u64 != want {
         return Err(ReadError::Length { want, got: bytes.len() as u64 });
     }
-    let (dir, key, size) = (inner.dir.clone(), fill.key, fill.size);
+    let (dir, of) = (inner.dir.clone(), Arc::clone(&fill));
     let write = move || {
-        fill::open_to_write(&dir, &key)?.write_all_at(&bytes, range.start)?;
-        let crcs = blocks::crcs(size, &bytes);
-        if chunks(size) > 1
-            && let Err(error) = fill::append(&dir, &key, n, &crcs)
-        {
-            tracing::debug!(%key, %error, "a chunk is not in the journal; after a restart it is fetched again");
+        fill::open_to_write(&dir, &of.key)?.write_all_at(&bytes, range.start)?;
+        let crcs = blocks::crcs(of.size, &bytes);
+        if chunks(of.size) > 1 {
+            of.record(&dir, n, &crcs);
         }
         Ok(crcs)
     };
@@ -161,13 +192,18 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
     (background, inner.common.budget.acquire_many(kib).await.ok())
 }
 
+/// Nobody worked on it a moment ago.
+fn made_room<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Inner<E>, fill: &Fill<E>) -> CacheError {
+    let path = layout::fill(&inner.dir, &fill.key);
+    CacheError::disk("keep", path)(io::Error::other("it was dropped to make room"))
+}
+
 async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
     if fill.dropped.load(Ordering::Acquire) {
-        let path = layout::fill(&inner.dir, &fill.key);
-        fill.ended.send_replace(Some(Err(CacheError::disk("keep", path)(io::Error::other("it was dropped to make room")))));
+        fill.ended.send_replace(Some(Err(made_room(inner, fill))));
         return;
     }
-    let (Ok(()), Some(sidecar)) = (fill.start.clone().await, fill.sidecar()) else { return };
+    let Some(sidecar) = fill.sidecar() else { return };
     let (dir, key) = (inner.dir.clone(), fill.key);
     let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &sidecar)).await;
     let path = layout::fill(&inner.dir, &fill.key);

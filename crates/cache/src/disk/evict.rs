@@ -9,6 +9,7 @@ use larder_core::{
 use std::{
     fs::{File, TryLockError},
     io,
+    ops::Range,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -26,15 +27,15 @@ pub(super) fn wanted(object: &Object, waited_for: bool) -> Wanted {
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// As `find`, after making room if the quota leaves none.
-    pub(super) async fn claim(&self, object: &Object, wanted: Wanted) -> Result<Here<E>, CacheError> {
-        let (need, free) = match self.find(object, wanted) {
+    pub(super) async fn claim(&self, object: &Object, part: &Range<u64>, wanted: Wanted) -> Result<Here<E>, CacheError> {
+        let (need, free) = match self.find(object, part, wanted) {
             Err(CacheError::QuotaExceeded { need, free, .. }) => (need, free),
             found => return found,
         };
         let inner = Arc::clone(&self.inner);
         let made = blocking("make room in", &self.inner.dir, move || Ok(inner.make_room(need - free, wanted))).await;
         tracing::debug!(key = %object.key, need, freed = made?, "made room");
-        self.find(object, wanted)
+        self.find(object, part, wanted)
     }
 }
 

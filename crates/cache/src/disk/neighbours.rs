@@ -1,9 +1,14 @@
 //! Datasets of one disk: space for what comes is found in the own cache or at the neighbours', and what they are owed is given.
 
 use super::{Disk, Inner};
-use crate::{CacheError, fill, layout};
-use larder_core::{eviction::Wanted, key::ObjectKey, shares::Tenant};
+use crate::{
+    CacheError,
+    fill::{self, Fill},
+    layout, space,
+};
+use larder_core::{eviction::Wanted, shares::Tenant};
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,26 +51,28 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
         Waiting(Arc::clone(self), size)
     }
 
-    /// Makes the file of a fill, with all of its space. Ahead of use it waits for neighbours to make room, and says so.
+    /// Makes the file of a fill, if it is not there, and space for some of it. Ahead of use it waits for neighbours to make room, and
+    /// says so.
     pub(super) async fn find_space(
         self: Arc<Self>,
-        key: ObjectKey,
-        waiting: Waiting<E>,
+        fill: Arc<Fill<E>>,
+        lacking: Arc<[Range<u64>]>,
+        _waiting: Waiting<E>,
         wanted: Wanted,
         short: watch::Sender<Option<CacheError>>,
     ) -> Result<(), CacheError> {
-        let (deadline, size) = (tokio::time::Instant::now() + PATIENCE, waiting.1);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut turn = None;
         loop {
-            let inner = Arc::clone(&self);
-            let taken = self.tasks.spawn_blocking(move || inner.take_space(&key, size, wanted)).await;
+            let (inner, of, lacking) = (Arc::clone(&self), Arc::clone(&fill), Arc::clone(&lacking));
+            let taken = self.tasks.spawn_blocking(move || inner.take_space(&of, &lacking, wanted)).await;
             let Refused { error, owed } = match taken {
                 Ok(Ok(())) => {
                     short.send_if_modified(|short| short.take().is_some());
                     return Ok(());
                 }
                 Ok(Err(refused)) => refused,
-                Err(e) => return Err(CacheError::disk("make", layout::fill(&self.dir, &key))(std::io::Error::other(e))),
+                Err(e) => return Err(CacheError::disk("make", layout::fill(&self.dir, &fill.key))(std::io::Error::other(e))),
             };
             if !owed || wanted != Wanted::Share || tokio::time::Instant::now() >= deadline {
                 return Err(error);
@@ -86,9 +93,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
     }
 
     /// Blocks.
-    fn take_space(&self, key: &ObjectKey, size: u64, wanted: Wanted) -> Result<(), Refused> {
-        let file = fill::create(&self.dir, key)?;
-        let reserve = || self.space.reserve(&self.dir, &layout::fill(&self.dir, key), &file, size);
+    fn take_space(&self, fill: &Fill<E>, lacking: &[Range<u64>], wanted: Wanted) -> Result<(), Refused> {
+        let mut is_there = fill.files.lock();
+        let (dir, key) = (&self.dir, &fill.key);
+        let path = layout::fill(dir, key);
+        let file = if *is_there {
+            fill::open_to_write(dir, key).map_err(CacheError::disk("open", &path))?
+        } else {
+            fill::create(dir, key)?
+        };
+        let size: u64 = lacking.iter().map(|r| r.end - r.start).sum();
+        let reserve = || self.space.reserve(dir, &path, &file, lacking);
         match reserve() {
             Err(error @ CacheError::DiskFull { .. }) => {
                 // A copy is worth less than what anyone else has.
@@ -100,7 +115,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
             }
             reserved => reserved?,
         }
-        Ok(fill::begin(&self.dir, key, size)?)
+        if !*is_there {
+            // Of an object that is kept in part, too: a file that is not as long as the journal says counts for nothing.
+            space::lengthen(&file, fill.size).map_err(CacheError::disk("resize", &path))?;
+            fill::begin(dir, key, fill.size)?;
+            *is_there = true;
+        }
+        Ok(())
     }
 
     /// What this dataset has on the disk.

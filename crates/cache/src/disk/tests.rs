@@ -1,5 +1,6 @@
 mod crash;
 mod neighbours;
+mod parts;
 
 use super::*;
 use crate::testing::{Broken, Fetched, NO_FLOOR, content, counted, key, never, own};
@@ -10,6 +11,16 @@ use tokio::sync::Notify;
 
 fn common() -> Common {
     Common::new(64 << 20)
+}
+
+impl Disk<Broken> {
+    async fn fill<F, Fut>(&self, object: &Object, parallel: usize, fetch: F) -> Result<(), ReadError<Broken>>
+    where
+        F: Fn(Range<u64>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Broken>> + Send + 'static,
+    {
+        self.fill_part(object, 0..object.size, parallel, fetch).await
+    }
 }
 
 fn open(dir: &Path) -> Disk<Broken> {
@@ -87,7 +98,7 @@ async fn many_readers_of_one_chunk_cause_one_fetch() {
     assert_eq!(count.load(SeqCst), size);
     assert!(cache.contains(&key(1)));
     assert_eq!(cache.read_range(&own(1, size), size - 1..size, never).await.unwrap().bytes, content(size - 1..size));
-    assert_eq!(cache.usage(), Usage { files: 1, bytes: size, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: size, fill_bytes: 0, part_bytes: 0 });
     assert!(cache.verify(&key(1)).await);
 }
 
@@ -129,11 +140,11 @@ async fn files_with_bad_or_missing_sidecars_are_discarded() {
     fs::write(dir.path().join("data").join("stray"), "x").unwrap();
     let cache = open(dir.path());
     // What names do not tell is found when the file is wanted.
-    assert_eq!(cache.usage(), Usage { files: 3, bytes: 300, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 3, bytes: 300, fill_bytes: 0, part_bytes: 0 });
     for n in 1..=5 {
         assert_eq!(cache.open_complete(&key(n)).await.is_some(), n == 5, "{n}");
     }
-    assert_eq!(cache.usage(), Usage { files: 1, bytes: 100, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 100, fill_bytes: 0, part_bytes: 0 });
     assert_eq!(files(&dir.path().join("data")).len(), 2, "{:?}", files(dir.path()));
 }
 
@@ -398,7 +409,7 @@ async fn what_is_not_kept_is_unlinked_and_frees_its_quota() {
     let held = cache.open_complete(&key(1)).await.unwrap();
     assert_eq!(cache.retain(|k| *k == key(2)).await.unwrap(), 1);
     assert_eq!(cache.evicted_files(), 1);
-    assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0 });
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0, part_bytes: 0 });
     assert_eq!(files(dir.path()).len(), 2);
     let mut bytes = [0; 10];
     held.read_exact_at(&mut bytes, 0).unwrap();
@@ -552,7 +563,7 @@ async fn what_this_release_has_cached_is_used_as_ever() {
     let cache = open(dir.path());
     let fetched = Arc::default();
     for (key, size, range) in [(complete, 6, 0..6), (unfinished, CHUNK + 6, CHUNK..CHUNK + 6)] {
-        let object = Object { key, size, keep: Keep::Own };
+        let object = Object { key, size, keep: Keep::Own, in_part: false };
         let read = cache.read_range(&object, range, counted(&fetched)).await.unwrap();
         assert_eq!(read.bytes, b"larder".as_slice());
     }

@@ -3,9 +3,15 @@
 use super::journal;
 use crate::{CacheError, layout, sidecar::Sidecar};
 use larder_core::key::ObjectKey;
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    ops::Range,
+    os::fd::AsFd as _,
     path::Path,
 };
 
@@ -32,6 +38,31 @@ pub(crate) fn open_to_read(dir: &Path, key: &ObjectKey) -> io::Result<File> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => File::open(layout::data(dir, key)),
         opened => opened,
     }
+}
+
+/// Makes what has landed of an unfinished file durable, and its journal; one that was finished meanwhile is. Blocks.
+pub(crate) fn settle(dir: &Path, key: &ObjectKey) -> io::Result<()> {
+    open_to_read(dir, key)?.sync_data()?;
+    match File::open(layout::journal(dir, key)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && layout::data(dir, key).exists() => return Ok(()),
+        opened => opened?.sync_data()?,
+    }
+    File::open(layout::fill_folder(dir))?.sync_all()
+}
+
+/// Gives the space of ranges back to the disk; one that cannot take it back keeps it. Blocks.
+pub(crate) fn punch(dir: &Path, key: &ObjectKey, ranges: &[Range<u64>]) -> io::Result<()> {
+    let file = open_to_write(dir, key)?;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for range in ranges {
+        // Both lie within a file that is there.
+        let (start, len) = (range.start.cast_signed(), (range.end - range.start).cast_signed());
+        match fallocate(file.as_fd(), flags, start, len) {
+            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A file whose chunks are all there.

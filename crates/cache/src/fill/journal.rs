@@ -15,6 +15,7 @@ use crate::{
     sidecar::u32_at,
 };
 use larder_core::{checksum::crc32c, key::ObjectKey};
+use larder_io::replace::{PowerLoss, Readers, replace};
 use std::{
     fs::{self, File},
     io::{self, Write as _},
@@ -40,10 +41,14 @@ pub(crate) struct Journal {
 
 /// Blocks.
 pub(super) fn create(dir: &Path, key: &ObjectKey, size: u64) -> io::Result<()> {
+    fs::write(layout::journal(dir, key), header(size))
+}
+
+fn header(size: u64) -> Vec<u8> {
     let mut header = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4], &size.to_le_bytes()].concat();
     let crc = header_crc(&header);
     header[12..16].copy_from_slice(&crc.to_le_bytes());
-    fs::write(layout::journal(dir, key), header)
+    header
 }
 
 fn header_crc(header: &[u8]) -> u32 {
@@ -52,10 +57,14 @@ fn header_crc(header: &[u8]) -> u32 {
 
 /// Adds a chunk; one call of the kernel, so that chunks that land at the same moment do not mix. Blocks.
 pub(crate) fn append(dir: &Path, key: &ObjectKey, chunk: u64, crcs: &[u32]) -> io::Result<()> {
+    File::options().append(true).open(layout::journal(dir, key))?.write_all(&record_of(chunk, crcs))
+}
+
+fn record_of(chunk: u64, crcs: &[u32]) -> Vec<u8> {
     let mut record = (chunk as u32).to_le_bytes().to_vec();
     crcs.iter().for_each(|crc| record.extend_from_slice(&crc.to_le_bytes()));
     record.extend_from_slice(&crc32c(&record).to_le_bytes());
-    File::options().append(true).open(layout::journal(dir, key))?.write_all(&record)
+    record
 }
 
 /// Reads it as far as it is whole, and cuts off the rest, so that what is added later can be read. Blocks.
@@ -67,6 +76,18 @@ pub(crate) fn load(dir: &Path, key: &ObjectKey) -> Option<Journal> {
         File::options().write(true).open(&path).and_then(|f| f.set_len(whole as u64)).ok()?;
     }
     Some(journal)
+}
+
+/// Writes it anew without some chunks, which are in order; so they are not there after a loss of power either. Blocks.
+pub(crate) fn forget(dir: &Path, key: &ObjectKey, chunks: &[u64]) -> io::Result<()> {
+    let path = layout::journal(dir, key);
+    let bytes = fs::read(&path)?;
+    let unreadable = || io::Error::new(io::ErrorKind::InvalidData, "the journal cannot be read");
+    let (journal, _) = decode(&bytes).ok_or_else(unreadable)?;
+    let mut left = header(journal.size);
+    let kept = journal.chunks.iter().filter(|(n, _)| chunks.binary_search(n).is_err());
+    kept.for_each(|(n, crcs)| left.extend(record_of(*n, crcs)));
+    replace(&path, &left, Readers::Usual, PowerLoss::KeepsNew)
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Journal, usize)> {

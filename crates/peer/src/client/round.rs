@@ -77,7 +77,8 @@ impl<'a> Round<'a> {
         last.clear();
         let mut candidates = Vec::new();
         let mut owner_first = false;
-        for (place, member) in roster.members.order(&object.key).into_iter().enumerate() {
+        let order = roster.members.order(&roster.members.place(&object.key, range.start));
+        for (place, member) in order.into_iter().enumerate() {
             let node = member.node.as_str();
             let Some(ip) = roster.addresses.get(node) else {
                 last.push(format!("{node}: has no worker just now"));

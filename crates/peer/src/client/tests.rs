@@ -172,7 +172,7 @@ impl Cluster {
 
     /// Nodes in the order in which they are asked for the object.
     fn order(&self) -> Vec<String> {
-        self.roster.members.order(&key()).into_iter().map(|m| m.node.clone()).collect()
+        self.roster.members.order(&self.roster.members.place(&key(), 0)).into_iter().map(|m| m.node.clone()).collect()
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Fetched, ReadError> {
@@ -203,6 +203,26 @@ async fn the_owner_gives_exactly_the_range_from_a_file_or_a_stream() {
     assert_eq!((asked[0].inode, asked[0].key, asked[0].stand_in), (7, key(), false));
     assert!(cluster.read(5..5).await.unwrap().bytes.is_empty());
     assert!(cluster.asked(owner).is_empty());
+}
+
+#[tokio::test]
+async fn each_stripe_is_asked_from_its_owner_also_when_a_range_covers_several() {
+    let mut cluster = Cluster::start().await;
+    cluster.roster.members.stripe_bytes = 1_000_000;
+    let members = cluster.roster.members.clone();
+    let owner = |offset| members.owner(&members.place(&key(), offset)).unwrap().node.clone();
+    let range = 999_990..3_000_020;
+    let got = cluster.read(range.clone()).await.unwrap();
+    assert!(got.bytes == content(range));
+    let mut asked = Vec::new();
+    for node in ["gpu-0", "gpu-1", "gpu-2"] {
+        asked.extend(cluster.asked(node).into_iter().map(|r| (r.range, node.to_owned())));
+    }
+    asked.sort_by_key(|(range, _)| range.start);
+    let parts = [999_990..1_000_000, 1_000_000..2_000_000, 2_000_000..3_000_000, 3_000_000..3_000_020];
+    assert_eq!(asked, parts.map(|part| (part.clone(), owner(part.start))));
+    let owners: std::collections::BTreeSet<_> = asked.iter().map(|(_, owner)| owner).collect();
+    assert!(owners.len() > 1, "{owners:?}");
 }
 
 #[tokio::test]

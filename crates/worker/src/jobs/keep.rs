@@ -19,7 +19,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{future::BoxFuture, poll};
-use larder_cache::{CHUNK, Keep, Object, ReadError};
+use larder_cache::{CHUNK, Keep, ReadError, Stay};
 use larder_core::key::ObjectKey;
 use larder_origin::Error as OriginError;
 use room::Room;
@@ -58,7 +58,7 @@ pub(crate) async fn run(worker: Arc<Worker>) {
     let copier = Arc::new(Copier { worker, room: Mutex::default(), in_flight: Semaphore::new((IN_FLIGHT >> 10) as usize) });
     let mut queue = Queue::default();
     let worth = Worth::default();
-    let mut unfinished: HashMap<ObjectKey, Instant> = HashMap::new();
+    let mut unfinished = Unfinished::new();
     let mut copies = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -101,10 +101,13 @@ enum Outcome {
     /// It is not, and nothing of it stays.
     Not(&'static str),
     /// The owner did not have all of it; what came stays for a while.
-    Unfinished { key: ObjectKey, reason: &'static str },
+    Unfinished { key: ObjectKey, size: u64, reason: &'static str },
     /// Nothing to copy: no such file, or this node's own.
     Nothing,
 }
+
+/// Copies that wait for the rest of them: their sizes, and since when.
+type Unfinished = HashMap<ObjectKey, (u64, Instant)>;
 
 struct Copier {
     worker: Arc<Worker>,
@@ -140,18 +143,24 @@ impl Copier {
 
     async fn try_copy(&self, file: &FileOf) -> Outcome {
         let worker = &self.worker;
-        let Some(at) = find(worker, file).await.filter(|at| !worker.holds(&at.key)) else { return Outcome::Nothing };
+        let Some(at) = find(worker, file).await.filter(|at| !worker.holds_all(&at.key, at.size)) else {
+            return Outcome::Nothing;
+        };
         let kib = at.size.min(CHUNKS as u64 * CHUNK).div_ceil(1024) as u32;
         // Never closed.
         let Ok(_in_flight) = self.in_flight.acquire_many(kib).await else { return Outcome::Nothing };
-        let object = Object { key: at.key, size: at.size, keep: Keep::Copy };
+        let object = worker.object(&at, Keep::Copy);
         let mut fill = pin!(worker.cache.fill(&object, CHUNKS, from_owner(worker, &at)));
+        // Stripes of it may be this node's own.
+        let held = worker.held(&at.key, at.size);
+        let here: u64 = held.iter().filter(|own| worker.cache.has(&at.key, own)).map(|own| own.end - own.start).sum();
+        let copied = at.size - here;
         let begun = {
             let mut room = self.room.lock().await;
             if worker.cache.contains(&at.key) {
                 return Outcome::Here { copied: 0 };
             }
-            if !room.beyond_the_share(worker, at.size).await {
+            if !room.beyond_the_share(worker, copied).await {
                 return Outcome::Not("room");
             }
             // From its beginning on the cache counts it, so that the next one finds that much less room.
@@ -162,8 +171,10 @@ impl Copier {
             Poll::Pending => fill.await,
         };
         match filled {
-            Ok(()) => Outcome::Here { copied: at.size },
-            Err(ReadError::Fetch(_) | ReadError::Length { .. }) => Outcome::Unfinished { key: at.key, reason: "owner" },
+            Ok(()) => Outcome::Here { copied },
+            Err(ReadError::Fetch(_) | ReadError::Length { .. }) => {
+                Outcome::Unfinished { key: at.key, size: at.size, reason: "owner" }
+            }
             Err(ReadError::Cache(error)) => {
                 tracing::debug!(key = %at.key, path = at.path, %error, "no copy is kept");
                 Outcome::Not("disk")
@@ -171,7 +182,7 @@ impl Copier {
         }
     }
 
-    async fn ended(&self, file: FileOf, outcome: Outcome, unfinished: &mut HashMap<ObjectKey, Instant>) {
+    async fn ended(&self, file: FileOf, outcome: Outcome, unfinished: &mut Unfinished) {
         let metrics = &self.worker.metrics;
         if let Outcome::Not(reason) | Outcome::Unfinished { reason, .. } = &outcome {
             metrics.not_kept.get_or_create(&ByReason { reason }).inc();
@@ -184,23 +195,26 @@ impl Copier {
                 }
                 self.worker.kept.arrived(file);
             }
-            Outcome::Unfinished { key, .. } if unfinished.len() < UNFINISHED_FILES || unfinished.contains_key(&key) => {
-                unfinished.insert(key, Instant::now());
+            Outcome::Unfinished { key, size, .. } if unfinished.len() < UNFINISHED_FILES || unfinished.contains_key(&key) => {
+                unfinished.insert(key, (size, Instant::now()));
             }
-            Outcome::Unfinished { key, .. } => self.give_back(&key).await,
+            Outcome::Unfinished { key, size, .. } => self.give_back(&key, size).await,
             Outcome::Not(_) | Outcome::Nothing => {}
         }
     }
 
     /// Gives the space of copies back that wait in vain for the rest of them.
-    async fn sweep(&self, unfinished: &mut HashMap<ObjectKey, Instant>) {
-        for (key, _) in unfinished.extract_if(|_, since| since.elapsed() >= UNFINISHED) {
-            self.give_back(&key).await;
+    async fn sweep(&self, unfinished: &mut Unfinished) {
+        for (key, (size, _)) in unfinished.extract_if(|_, (_, since)| since.elapsed() >= UNFINISHED) {
+            self.give_back(&key, size).await;
         }
     }
 
-    async fn give_back(&self, key: &ObjectKey) {
-        if let Err(error) = self.worker.cache.abandon(key).await {
+    /// But for what is this node's own.
+    async fn give_back(&self, key: &ObjectKey, size: u64) {
+        let held = self.worker.held(key, size);
+        let stay = if held.is_empty() { Stay::Nothing } else { Stay::Parts(held) };
+        if let Err(error) = self.worker.cache.abandon(key, &stay).await {
             tracing::warn!(%key, %error, "an unfinished copy stays until the next start");
         }
     }
@@ -223,7 +237,10 @@ fn from_owner(
     move |range| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
         Box::pin(async move {
-            let owner = worker.roster.borrow().members.owner(&at.key).map_or_else(String::new, |m| m.node.clone());
+            let owner = {
+                let members = &worker.roster.borrow().members;
+                members.owner(&members.place(&at.key, range.start)).map_or_else(String::new, |m| m.node.clone())
+            };
             copies::from(&worker, &owner, &at, &range, false).await.ok_or_else(|| copies::not_given(&owner, &at))
         })
     }

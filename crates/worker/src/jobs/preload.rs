@@ -16,13 +16,13 @@ use crate::{
     worker::{Located, Worker, locate},
 };
 use futures::StreamExt as _;
-use larder_cache::{CHUNK, CacheError, Keep, Object, ReadError};
-use larder_core::{catalog::CatalogError, placement::Members};
+use larder_cache::{CHUNK, CacheError, Keep, Object, ReadError, Stay};
+use larder_core::{catalog::CatalogError, key::ObjectKey, placement::Members};
 use larder_origin::{Error as OriginError, Globs, Lane};
 use larder_proto::control::v1::{Phase, Problem};
 use std::{
-    collections::HashSet,
-    ops::ControlFlow,
+    collections::HashMap,
+    ops::{ControlFlow, Range},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -73,7 +73,7 @@ pub(crate) async fn run(worker: Arc<Worker>) {
         let wanted = orders.borrow_and_update().as_deref().and_then(goal);
         let members = roster.borrow_and_update().members.clone();
         let members_changed = async {
-            if roster.wait_for(|r| r.members.members != members.members).await.is_err() {
+            if roster.wait_for(|r| !r.members.places_like(&members)).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
@@ -166,7 +166,8 @@ impl From<Problem> for HeldUp {
 /// All files once, or until the disk is full; those that failed, if any is still missing afterwards.
 async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first: bool) -> Result<(), HeldUp> {
     share.measure(progress).await?;
-    if progress.files_done.load(Relaxed) == progress.files_total.load(Relaxed) {
+    let all = |done: &AtomicU64, total: &AtomicU64| done.load(Relaxed) == total.load(Relaxed);
+    if all(&progress.files_done, &progress.files_total) && all(&progress.bytes_done, &progress.bytes_total) {
         return Ok(());
     }
     let too_large = share.fit(progress).await?;
@@ -182,22 +183,22 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first
     let (only_room, full) = (AtomicBool::new(true), CancellationToken::new());
     ReceiverStream::new(missing)
         .take_until(full.clone().cancelled_owned())
-        .for_each_concurrent(FILES, |at| {
+        .for_each_concurrent(FILES, |part| {
             let (failures, too_large, only_room, full) = (&failures, &too_large, &only_room, &full);
             async move {
-                if let Err(p) = pursue_file(&share.worker, &at, progress).await {
+                if let Err(p) = pursue_part(&share.worker, &part, progress).await {
                     match p.reason.as_str() {
                         reasons::QUOTA_EXCEEDED => {}
                         reasons::DISK_FULL => match share.free().await {
                             // Other datasets of the disk have not made it yet.
-                            free if free >= at.size => only_room.store(false, Relaxed),
+                            free if free >= part.len() => only_room.store(false, Relaxed),
                             free if free < CHUNK => full.cancel(),
                             // A large file may fail for what smaller ones still have room in.
                             _ => {}
                         },
                         _ => only_room.store(false, Relaxed),
                     }
-                    let count = failures.add(&at.path, p, first && too_large.is_none());
+                    let count = failures.add(part.at.inode, &part.at.path, p, first && too_large.is_none());
                     progress.files_failed.fetch_max(count, Relaxed);
                 }
             }
@@ -214,14 +215,15 @@ async fn attempt(share: &Share, progress: &Arc<Progress>, source: &Source, first
     }
 }
 
-/// Fetches one file. An origin that is away is waited for; a file that cannot be had is left to the next attempt.
-async fn pursue_file(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), Problem> {
+/// Fetches one file or stripe. An origin that is away is waited for; what cannot be had is left to the next attempt.
+async fn pursue_part(worker: &Arc<Worker>, part: &Part, progress: &Arc<Progress>) -> Result<(), Problem> {
+    let at = &part.at;
     let mut pause = Pause::new();
     let mut rounds = 0;
     loop {
         rounds += 1;
         let before = progress.fetches.load(Relaxed);
-        let (problem, reason) = match fetch(worker, at, progress).await {
+        let (problem, reason) = match fetch(worker, part, progress).await {
             Ok(()) => return Ok(()),
             Err(ReadError::Fetch(e)) => (origin_problem(&e), e.reason()),
             Err(ReadError::Cache(e)) => return Err(cache_problem(&e)),
@@ -243,11 +245,12 @@ async fn pursue_file(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress
     }
 }
 
-async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> Result<(), ReadError<OriginError>> {
+async fn fetch(worker: &Arc<Worker>, part: &Part, progress: &Arc<Progress>) -> Result<(), ReadError<OriginError>> {
+    let at = &part.at;
     let counted = Arc::new(AtomicU64::new(0));
     let inner = fetcher(worker, at, false, Lane::Background);
     let (progress_of_chunks, counted_chunks) = (Arc::clone(progress), Arc::clone(&counted));
-    let counting = move |range: std::ops::Range<u64>| {
+    let counting = move |range: Range<u64>| {
         let (fetch, progress, counted) = (inner(range), Arc::clone(&progress_of_chunks), Arc::clone(&counted_chunks));
         async move {
             let bytes = fetch.await?;
@@ -257,14 +260,14 @@ async fn fetch(worker: &Arc<Worker>, at: &Located, progress: &Arc<Progress>) -> 
             Ok(bytes)
         }
     };
-    let object = Object { key: at.key, size: at.size, keep: Keep::Own };
-    let (_in_flight, parallel) = in_flight(worker, at.size).await;
-    let filled = worker.cache.fill(&object, parallel, counting).await;
+    let object = Object { key: at.key, size: at.size, keep: Keep::Own, in_part: part.is_stripe };
+    let (_in_flight, parallel) = in_flight(worker, part.len()).await;
+    let filled = worker.cache.fill_part(&object, part.range.clone(), parallel, counting).await;
     // Chunks that readers had fetched count as well; those of a file that failed do not.
     let counted = counted.load(Relaxed);
     if filled.is_ok() {
-        progress.bytes_done.fetch_add(at.size.saturating_sub(counted), Relaxed);
-        progress.files_done.fetch_add(1, Relaxed);
+        progress.bytes_done.fetch_add(part.len().saturating_sub(counted), Relaxed);
+        progress.files_done.fetch_add(part.files(), Relaxed);
     } else {
         progress.bytes_done.fetch_sub(counted, Relaxed);
     }
@@ -296,7 +299,26 @@ fn unusable(share: &Share, e: &CatalogError) -> Problem {
     })
 }
 
-/// The files of a snapshot that this node owns or keeps a replica of.
+/// A file, or a stripe of a large one.
+#[derive(Clone, Debug)]
+struct Part {
+    at: Arc<Located>,
+    range: Range<u64>,
+    is_stripe: bool,
+}
+
+impl Part {
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// A file is counted by the node that has its first byte.
+    fn files(&self) -> u64 {
+        u64::from(self.range.start == 0)
+    }
+}
+
+/// The files and stripes of a snapshot that this node owns or keeps a replica of.
 #[derive(Clone)]
 struct Share {
     worker: Arc<Worker>,
@@ -309,15 +331,23 @@ struct Share {
 
 impl Share {
     /// Walks the share until told to stop. Blocks.
-    fn walk(&self, mut each: impl FnMut(Located) -> ControlFlow<()>) -> Result<(), CatalogError> {
+    fn walk(&self, mut each: impl FnMut(Part) -> ControlFlow<()>) -> Result<(), CatalogError> {
         for index in self.catalog.file_indices() {
-            let Some(at) = locate(&self.catalog, index?)? else { continue };
-            let held = self.members.holds(&at.key, &self.worker.node, self.replicas);
-            if held && self.paths.admit(&at.path) && each(at).is_break() {
-                break;
+            let Some(at) = locate(&self.catalog, index?)?.map(Arc::new) else { continue };
+            let is_stripe = self.members.is_striped(at.size);
+            let place = |range: &Range<u64>| self.members.place(&at.key, range.start);
+            let held = |range: &Range<u64>| self.members.holds(&place(range), &self.worker.node, self.replicas);
+            for range in self.members.stripes(at.size).filter(held) {
+                if self.paths.admit(&at.path) && each(Part { at: Arc::clone(&at), range, is_stripe }).is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
+    }
+
+    fn has(&self, part: &Part) -> bool {
+        self.worker.has(&self.members, &part.at, &part.range)
     }
 
     /// Counts the share, and what of it is here.
@@ -325,14 +355,14 @@ impl Share {
         let (share, counted) = (self.clone(), Arc::clone(progress));
         let measured = tokio::task::spawn_blocking(move || {
             let (mut files, mut bytes, mut files_here, mut bytes_here, mut gets) = (0, 0, 0, 0, 0);
-            let walked = share.walk(|at| {
-                files += 1;
-                bytes += at.size;
-                if share.worker.cache.contains(&at.key) {
-                    files_here += 1;
-                    bytes_here += at.size;
+            let walked = share.walk(|part| {
+                files += part.files();
+                bytes += part.len();
+                if share.has(&part) {
+                    files_here += part.files();
+                    bytes_here += part.len();
                 } else {
-                    gets += at.size.div_ceil(CHUNK);
+                    gets += part.len().div_ceil(CHUNK);
                 }
                 ControlFlow::Continue(())
             });
@@ -372,7 +402,7 @@ impl Share {
     /// Bytes that the disk and the quota can take, those that files on their way have already included.
     async fn room(&self) -> Result<u64, Problem> {
         let free = self.ask_disk().await.map_err(|e| cache_problem(&e))?;
-        Ok(free.saturating_add(self.worker.cache.usage().fill_bytes))
+        Ok(free.saturating_add(self.worker.cache.usage().on_its_way()))
     }
 
     /// Bytes that the disk and the quota can still take; none if the disk does not say.
@@ -403,11 +433,11 @@ impl Share {
     }
 
     /// Sends what is not here yet, as fast as it is taken; stops when nobody takes it any more.
-    fn each_missing(&self, send: mpsc::Sender<Located>) -> tokio::task::JoinHandle<Result<(), CatalogError>> {
+    fn each_missing(&self, send: mpsc::Sender<Part>) -> tokio::task::JoinHandle<Result<(), CatalogError>> {
         let share = self.clone();
         tokio::task::spawn_blocking(move || {
-            share.walk(|at| {
-                if share.worker.cache.contains(&at.key) || send.blocking_send(at).is_ok() {
+            share.walk(|part| {
+                if share.has(&part) || send.blocking_send(part).is_ok() {
                     ControlFlow::Continue(())
                 } else {
                     ControlFlow::Break(())
@@ -416,19 +446,25 @@ impl Share {
         })
     }
 
-    /// Removes complete files that are not in the share: of older snapshots, and copies made as a stand-in.
+    /// Removes files and stripes that are not in the share: of older snapshots, and copies made as a stand-in. A complete file of which
+    /// a stripe is in the share stays: someone may read it past the cache.
     async fn make_room(&self) -> Result<u64, Problem> {
         let share = self.clone();
-        let keys = tokio::task::spawn_blocking(move || {
-            let mut keys = HashSet::new();
-            share.walk(|at| {
-                keys.insert(at.key);
+        let walked = tokio::task::spawn_blocking(move || {
+            let mut stay = HashMap::<ObjectKey, Stay>::new();
+            share.walk(|part| {
+                match stay.entry(part.at.key).or_insert_with(|| if part.is_stripe { Stay::Parts(vec![]) } else { Stay::All }) {
+                    Stay::Parts(parts) => parts.push(part.range),
+                    Stay::All | Stay::Nothing => {}
+                }
                 ControlFlow::Continue(())
             })?;
-            Ok(keys)
+            Ok(stay)
         });
-        let keys = keys.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))?;
-        self.worker.cache.retain(|key| keys.contains(key)).await.map_err(|e| cache_problem(&e))
+        let stay =
+            walked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))?;
+        let of = |key: &ObjectKey| stay.get(key).cloned().unwrap_or(Stay::Nothing);
+        self.worker.cache.retain(of).await.map_err(|e| cache_problem(&e))
     }
 
     /// A fresh count that keeps saying what the last one ended with, until it ends itself.

@@ -28,7 +28,7 @@ fn on(dirs: &[PathBuf]) -> Arc<Worker> {
 }
 
 async fn keep(worker: &Worker, n: u64) {
-    let object = Object { key: ObjectKey::new("s3://b/", "p", "v", n), size: 10, keep: Keep::Own };
+    let object = Object { key: ObjectKey::new("s3://b/", "p", "v", n), size: 10, keep: Keep::Own, in_part: false };
     worker.cache.fill(&object, 1, |_| async { Ok(bytes::Bytes::from_static(b"0123456789")) }).await.unwrap();
 }
 

@@ -174,9 +174,17 @@ impl Cluster {
             let new = Member { node: n.name.clone(), weight: 1, since: generation, leaving: false };
             old.members.iter().find(|m| m.node == n.name).cloned().unwrap_or(new)
         };
-        let members = Members { generation, members: self.nodes[..count].iter().map(member).collect() };
+        let members = Members { generation, members: self.nodes[..count].iter().map(member).collect(), ..old };
         let addresses = self.nodes.iter().map(|n| (n.name.clone(), n.data.ip())).collect();
         self.roster.send_replace(Arc::new(Roster { members, addresses }));
+    }
+
+    /// Files larger than this lie in stripes.
+    pub fn stripe(&self, bytes: u64) {
+        self.roster.send_modify(|roster| {
+            let roster = Arc::make_mut(roster);
+            (roster.members.stripe_bytes, roster.members.generation) = (bytes, roster.members.generation + 1);
+        });
     }
 
     pub async fn stop(&mut self, n: usize) {
@@ -195,8 +203,24 @@ impl Cluster {
         node.start(data, self.roster.subscribe(), self.options.clone()).await;
     }
 
+    /// Bytes and files that a node has to preload of a snapshot.
+    pub fn share(&self, snapshot: &str, node: &Node) -> (u64, u64) {
+        let (catalog, members) = (self.catalog(snapshot), &self.roster.borrow().members);
+        let (mut bytes, mut files) = (0, 0);
+        for index in catalog.file_indices().map(Result::unwrap) {
+            let key = catalog.object_key(index).unwrap();
+            for stripe in members.stripes(catalog.entry(index).unwrap().size()) {
+                if members.holds(&members.place(&key, stripe.start), &node.name, 1) {
+                    (bytes, files) = (bytes + stripe.end - stripe.start, files + u64::from(stripe.start == 0));
+                }
+            }
+        }
+        (bytes, files)
+    }
+
     pub fn owner(&self, key: &ObjectKey) -> String {
-        self.roster.borrow().members.owner(key).unwrap().node.clone()
+        let members = &self.roster.borrow().members;
+        members.owner(&members.place(key, 0)).unwrap().node.clone()
     }
 
     /// The first node's copy.
@@ -295,6 +319,12 @@ impl Node {
     /// The preload that was ordered, when it has succeeded.
     pub async fn preloaded(&self) -> pb::Preload {
         self.until(|s| s.preload.filter(|p| p.phase() == Phase::Succeeded)).await
+    }
+
+    /// A share, when it is that one and is here.
+    pub async fn has_share(&self, (bytes, files): (u64, u64)) -> pb::Preload {
+        let is_that = |p: &pb::Preload| (p.phase(), p.bytes_total, p.files_total) == (Phase::Succeeded, bytes, files);
+        self.until(|s| s.preload.filter(is_that)).await
     }
 
     pub async fn list_and_preload(&self, server: &FakeS3) -> String {

@@ -167,7 +167,7 @@ fn shares(lab: &Lab, snapshot: &str) -> anyhow::Result<Vec<Vec<String>>> {
     let mut shares = vec![Vec::new(); members.members.len()];
     for index in catalog.file_indices() {
         let index = index?;
-        let owner = members.owner(&catalog.object_key(index)?);
+        let owner = members.owner(&members.place(&catalog.object_key(index)?, 0));
         let owner = owner.and_then(|owner| members.members.iter().position(|m| m.node == owner.node));
         shares[owner.unwrap_or_default()].push(catalog.path(index)?);
     }

@@ -38,7 +38,7 @@ fn only_chunks_that_were_not_on_the_disk_are_fetched_again() {
         .unwrap();
     count.store(0, SeqCst);
     live(dir.path(), async |cache| {
-        assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: SIZE });
+        assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: SIZE, part_bytes: 0 });
         assert_eq!(cache.chunk_here(&key(1), &(0..CHUNK)).await.unwrap(), Checked::of(content(0..CHUNK)));
         let read = cache.read_range(&own(1, SIZE), 0..9, never).await.unwrap();
         assert_eq!(read, Checked::of(content(0..9)), "from the disk");

@@ -10,7 +10,10 @@ use super::pods::Worker;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use kube::ResourceExt as _;
-use larder_api::{cache_dataset::Workers, labels};
+use larder_api::{
+    cache_dataset::{STRIPE_BYTES, Workers},
+    labels,
+};
 use larder_core::placement::{Member, Members};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,9 +86,11 @@ pub(super) fn is_ready(node: &Node) -> bool {
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// The next member list, and since when each member is without a ready worker.
+/// The next member list, and since when each member is without a ready worker. Of a dataset that says no stripe size a list that is in
+/// force keeps its own: it may be from before there were any, and nothing shall move without anyone asking for it.
 pub(super) fn next(
     current: Option<&Members>,
+    stripe_bytes: Option<u64>,
     selection: &Selection,
     workers: &[Worker],
     absent_since: &BTreeMap<String, Timestamp>,
@@ -123,13 +128,16 @@ pub(super) fn next(
             });
         }
     }
-    let members: Vec<Member> = members.into_values().collect();
-    let generation = match current {
-        Some(c) if c.members == members => c.generation,
-        Some(c) => c.generation + 1,
-        None => 1,
+    let in_force = current.filter(|_| !first).map_or(STRIPE_BYTES, |c| c.stripe_bytes);
+    let next = Members {
+        generation: current.map_or(1, |c| c.generation),
+        members: members.into_values().collect(),
+        stripe_bytes: stripe_bytes.unwrap_or(in_force),
     };
-    (Members { generation, members }, absent)
+    match current {
+        Some(c) if !c.places_like(&next) => (Members { generation: c.generation + 1, ..next }, absent),
+        _ => (next, absent),
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn a_node_enters_when_its_worker_is_ready() {
         let workers = [mk_worker("gpu-0", true), mk_worker("gpu-1", false), mk_worker("cpu-0", true)];
-        let (m, absent) = next(None, &selection(&["gpu-0", "gpu-1"]), &workers, &BTreeMap::new(), now(), GRACE);
+        let (m, absent) = next(None, None, &selection(&["gpu-0", "gpu-1"]), &workers, &BTreeMap::new(), now(), GRACE);
         assert_eq!((names(&m), m.generation), (vec!["gpu-0"], 1));
         assert!(absent.is_empty());
     }
@@ -165,8 +173,9 @@ mod tests {
             workers.iter_mut().for_each(|w| w.created = Some(started(seconds)));
             workers
         };
-        let list =
-            |current: Option<&Members>, workers: &[Worker]| next(current, &all, workers, &BTreeMap::new(), now(), GRACE).0;
+        let list = |current: Option<&Members>, workers: &[Worker]| {
+            next(current, None, &all, workers, &BTreeMap::new(), now(), GRACE).0
+        };
         let none = list(None, &workers(5, false));
         assert!(none.members.is_empty());
         assert_eq!(names(&list(Some(&none), &workers(5, true))), ["gpu-0", "gpu-1"]);
@@ -179,26 +188,44 @@ mod tests {
     #[test]
     fn a_list_that_does_not_change_keeps_its_generation() {
         let all = selection(&["gpu-0", "gpu-1"]);
-        let (one, _) = next(None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
-        let (same, _) = next(Some(&one), &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (one, _) = next(None, None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (same, _) = next(Some(&one), None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
         assert_eq!(same, one);
         let both = [mk_worker("gpu-1", true), mk_worker("gpu-0", true)];
-        let (two, _) = next(Some(&one), &all, &both, &BTreeMap::new(), now(), GRACE);
+        let (two, _) = next(Some(&one), None, &all, &both, &BTreeMap::new(), now(), GRACE);
         assert_eq!((names(&two), two.generation), (vec!["gpu-0", "gpu-1"], 2));
         assert_eq!(two.members.iter().map(|m| m.since).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
+    fn the_stripe_size_is_in_the_list_and_changes_when_someone_says_so() {
+        let all = selection(&["gpu-0"]);
+        let list = |current: Option<&Members>, stripes| {
+            next(current, stripes, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE).0
+        };
+        let new = list(None, None);
+        assert_eq!((new.stripe_bytes, new.generation), (STRIPE_BYTES, 1));
+        assert_eq!(list(Some(&Members::default()), None).stripe_bytes, STRIPE_BYTES, "nothing is in force yet");
+        let older = Members { stripe_bytes: 0, ..new };
+        assert_eq!(list(Some(&older), None), older, "of a release that knew none");
+        let small = list(Some(&older), Some(8 << 20));
+        assert_eq!((small.stripe_bytes, small.generation), (8 << 20, 2));
+        assert_eq!(small.members, older.members, "who owns nothing else than before is no new member");
+        assert_eq!(list(Some(&small), None), small);
+        assert_eq!(list(Some(&small), Some(0)).stripe_bytes, 0);
+    }
+
+    #[test]
     fn a_member_without_a_ready_worker_stays_for_the_grace_period() {
         let all = selection(&["gpu-0"]);
-        let (m, _) = next(None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (m, _) = next(None, None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
         let down = [mk_worker("gpu-0", false)];
-        let (kept, absent) = next(Some(&m), &all, &down, &BTreeMap::new(), now(), GRACE);
+        let (kept, absent) = next(Some(&m), None, &all, &down, &BTreeMap::new(), now(), GRACE);
         assert_eq!((names(&kept), absent.get("gpu-0")), (vec!["gpu-0"], Some(&now())));
         let at_the_end = now() + GRACE;
-        let (kept, absent) = next(Some(&m), &all, &[], &absent, at_the_end, GRACE);
+        let (kept, absent) = next(Some(&m), None, &all, &[], &absent, at_the_end, GRACE);
         assert_eq!(names(&kept), vec!["gpu-0"]);
-        let (gone, absent) = next(Some(&m), &all, &[], &absent, at_the_end + SignedDuration::from_secs(1), GRACE);
+        let (gone, absent) = next(Some(&m), None, &all, &[], &absent, at_the_end + SignedDuration::from_secs(1), GRACE);
         assert_eq!((names(&gone), gone.generation), (vec![], 2));
         assert!(absent.is_empty());
     }
@@ -206,16 +233,16 @@ mod tests {
     #[test]
     fn a_worker_that_comes_back_ends_its_absence() {
         let all = selection(&["gpu-0"]);
-        let (m, _) = next(None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (m, _) = next(None, None, &all, &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
         let long_ago = [("gpu-0".to_owned(), now() - SignedDuration::from_hours(5))].into();
-        let (same, absent) = next(Some(&m), &all, &[mk_worker("gpu-0", true)], &long_ago, now(), GRACE);
+        let (same, absent) = next(Some(&m), None, &all, &[mk_worker("gpu-0", true)], &long_ago, now(), GRACE);
         assert_eq!((same, absent), (m, BTreeMap::new()));
     }
 
     #[test]
     fn a_node_that_is_gone_or_no_longer_matches_leaves_at_once() {
-        let (m, _) = next(None, &selection(&["gpu-0"]), &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
-        let (gone, _) = next(Some(&m), &selection(&[]), &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (m, _) = next(None, None, &selection(&["gpu-0"]), &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
+        let (gone, _) = next(Some(&m), None, &selection(&[]), &[mk_worker("gpu-0", true)], &BTreeMap::new(), now(), GRACE);
         assert_eq!(names(&gone), Vec::<&str>::new());
     }
 

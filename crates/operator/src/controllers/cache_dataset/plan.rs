@@ -76,6 +76,7 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
     let selection = members::select(&observed.nodes, &dataset.spec.workers);
     let (members, absent_since) = members::next(
         observed.current_members().as_ref(),
+        dataset.spec.cache.stripe_size.as_ref().and_then(quantity::bytes),
         &selection,
         &observed.workers,
         &observed.absent_since,

@@ -98,7 +98,7 @@ pub(super) fn mk_worker(node: &str, ready: bool) -> Worker {
 
 pub(super) fn members(nodes: &[&str]) -> Members {
     let members = nodes.iter().map(|n| Member { node: (*n).into(), weight: 1, since: 1, leaving: false }).collect();
-    Members { generation: 1, members }
+    Members { generation: 1, members, ..Members::default() }
 }
 
 pub(super) fn listing(id: &str, phase: Phase, snapshot: &str) -> Listing {

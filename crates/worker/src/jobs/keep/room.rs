@@ -1,7 +1,7 @@
 //! How much of the disk is left for copies: what the own share of the snapshot does not need.
 
 use crate::worker::{Worker, locate};
-use larder_core::{catalog::CatalogError, placement::Member};
+use larder_core::{catalog::CatalogError, placement::Members};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ pub(super) struct Room {
 /// The snapshot of the orders, counted file by file.
 struct Count {
     snapshot: String,
-    members: Vec<Member>,
+    members: Members,
     replicas: u32,
     /// Bytes of all files.
     all: u64,
@@ -64,7 +64,7 @@ impl Room {
         let members = worker.roster.borrow().members.clone();
         let valid = self.count.as_ref().is_some_and(|c| {
             let old = c.at.elapsed() >= AGAIN.max(c.took * AGAIN_FACTOR);
-            c.snapshot == snapshot && c.replicas == replicas && c.members == members.members && !(again && old)
+            c.snapshot == snapshot && c.replicas == replicas && c.members.places_like(&members) && !(again && old)
         });
         if !valid {
             let catalog = worker.catalogs.get(&snapshot).filter(|_| !members.members.is_empty())?;
@@ -75,13 +75,16 @@ impl Room {
                 for index in catalog.file_indices() {
                     let Some(at) = locate(&catalog, index?)? else { continue };
                     all += at.size;
-                    if worker.cache.contains(&at.key) {
-                        here += at.size;
-                    } else if members.holds(&at.key, &worker.node, replicas) {
-                        missing += at.size;
+                    for stripe in members.stripes(at.size) {
+                        let bytes = stripe.end - stripe.start;
+                        if worker.has(&members, &at, &stripe) {
+                            here += bytes;
+                        } else if members.holds(&members.place(&at.key, stripe.start), &worker.node, replicas) {
+                            missing += bytes;
+                        }
                     }
                 }
-                let (members, other) = (members.members, usage.bytes.saturating_sub(here));
+                let other = usage.on_disk().saturating_sub(here);
                 let (at, took) = (Instant::now(), started.elapsed());
                 Ok::<_, CatalogError>(Count { snapshot, members, replicas, all, other, missing, at, took })
             });

@@ -1,0 +1,308 @@
+//! Objects of which a node keeps some stripes.
+
+use super::*;
+use proptest::prelude::*;
+use std::{collections::BTreeSet, os::unix::fs::MetadataExt as _};
+
+/// Six chunks, the last one not whole, in three stripes.
+const SIZE: u64 = 5 * CHUNK + 100_000;
+const STRIPE: u64 = 2 * CHUNK;
+const STRIPES: u64 = 3;
+
+fn part() -> Object {
+    Object { in_part: true, ..own(1, SIZE) }
+}
+
+fn stripe(n: u64) -> Range<u64> {
+    n * STRIPE..SIZE.min((n + 1) * STRIPE)
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+fn stays(stripes: impl IntoIterator<Item = u64>) -> impl Fn(&ObjectKey) -> Stay {
+    let stay: Vec<_> = stripes.into_iter().map(stripe).collect();
+    move |_| if stay.is_empty() { Stay::Nothing } else { Stay::Parts(stay.clone()) }
+}
+
+/// Of the unfinished file.
+fn allocated(dir: &Path) -> u64 {
+    fs::metadata(layout::fill(dir, &key(1))).map_or(0, |file| file.blocks() * 512)
+}
+
+/// The file system rounds, and counts some of its own blocks.
+fn is_about(bytes: u64, wanted: u64) -> bool {
+    (wanted..wanted + (256 << 10)).contains(&bytes)
+}
+
+fn at_once(range: Range<u64>) -> Fetched {
+    Box::pin(async { Ok(content(range)) })
+}
+
+#[tokio::test]
+async fn a_part_takes_the_space_of_a_part_and_the_last_one_makes_the_file_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open_with(dir.path(), 3 * CHUNK);
+    let count = Arc::new(AtomicU64::new(0));
+    cache.fill_part(&part(), stripe(1), 2, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), STRIPE);
+    assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: STRIPE, part_bytes: STRIPE });
+    assert!(is_about(allocated(dir.path()), STRIPE), "{}", allocated(dir.path()));
+    assert!(cache.has(&key(1), &stripe(1)) && !cache.has(&key(1), &(STRIPE - 1..STRIPE)));
+    // Who reads another part takes the space of its chunk.
+    let read = cache.read_range(&part(), SIZE - 7..SIZE, counted(&count)).await.unwrap();
+    assert_eq!(read, Checked::of(content(SIZE - 7..SIZE)));
+    let last = SIZE - 5 * CHUNK;
+    assert_eq!((cache.usage().fill_bytes, cache.usage().part_bytes), (STRIPE + last, STRIPE + last));
+    // A stripe that has no room harms none of those that are here.
+    let e = cache.fill_part(&part(), stripe(0), 2, never).await.unwrap_err();
+    assert!(matches!(e, ReadError::Cache(CacheError::QuotaExceeded { need: STRIPE, .. })), "{e}");
+    assert_eq!(cache.read_range(&part(), STRIPE..2 * STRIPE, never).await.unwrap().bytes, content(STRIPE..2 * STRIPE));
+    cache.set_quota(SIZE);
+    for n in [0, 2] {
+        cache.fill_part(&part(), stripe(n), 2, counted(&count)).await.unwrap();
+    }
+    assert_eq!(count.load(SeqCst), SIZE, "each chunk once");
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: SIZE, fill_bytes: 0, part_bytes: 0 });
+    assert!(cache.open_complete(&key(1)).await.is_some() && cache.verify(&key(1)).await);
+}
+
+#[tokio::test]
+async fn a_part_is_found_again_and_what_is_not_wanted_of_it_gives_its_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [0, 2] {
+            cache.fill_part(&part(), stripe(n), 2, at_once).await.unwrap();
+        }
+    }
+    let both = len(&stripe(0)) + len(&stripe(2));
+    {
+        let cache = open(dir.path());
+        assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: both, part_bytes: both });
+        assert_eq!(cache.retain(stays([0, 2])).await.unwrap(), 0, "it rests, and nobody works on it");
+        cache.fill_part(&part(), stripe(2), 2, never).await.unwrap();
+        assert_eq!(cache.retain(stays([2])).await.unwrap(), 1);
+        assert!(!cache.has(&key(1), &(0..1)) && cache.has(&key(1), &stripe(2)));
+    }
+    assert!(is_about(allocated(dir.path()), len(&stripe(2))), "{}", allocated(dir.path()));
+    let cache = open(dir.path());
+    let left = len(&stripe(2));
+    assert_eq!(cache.usage(), Usage { files: 0, bytes: 0, fill_bytes: left, part_bytes: left });
+    assert_eq!(cache.read_range(&part(), stripe(2), never).await.unwrap().bytes, content(stripe(2)));
+    assert!(!cache.has(&key(1), &(0..1)));
+    cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+    assert_eq!(cache.read_range(&part(), stripe(0), never).await.unwrap().bytes, content(stripe(0)));
+    assert_eq!(cache.retain(stays([])).await.unwrap(), 1);
+    assert_eq!((cache.usage(), files(dir.path())), (Usage::default(), vec![]));
+}
+
+#[tokio::test]
+async fn a_copy_of_all_goes_on_with_a_part_and_leaves_it_when_it_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill_part(&part(), stripe(1), 2, at_once).await.unwrap();
+    let copy = Object { keep: Keep::Copy, ..part() };
+    let some = |range: Range<u64>| -> Fetched { if range.start == 0 { at_once(range) } else { failing(range) } };
+    cache.fill(&copy, 1, some).await.unwrap_err();
+    assert_eq!((cache.usage().fill_bytes, cache.usage().part_bytes), (SIZE, STRIPE + CHUNK));
+    cache.abandon(&key(1), &Stay::Parts(vec![stripe(1)])).await.unwrap();
+    assert_eq!((cache.usage().fill_bytes, cache.usage().part_bytes), (STRIPE, STRIPE));
+    assert!(is_about(allocated(dir.path()), STRIPE), "{}", allocated(dir.path()));
+    let count = Arc::new(AtomicU64::new(0));
+    cache.fill(&copy, 2, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), SIZE - STRIPE);
+    assert!(cache.verify(&key(1)).await);
+}
+
+/// Free bytes of the disk in the next test.
+static FREE: AtomicU64 = AtomicU64::new(0);
+
+#[tokio::test]
+async fn a_part_that_finds_no_space_on_the_disk_leaves_the_others_and_may_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let look = |_: &Path| Ok((1 << 40, FREE.load(SeqCst)));
+    let cache = Disk::open_on(dir.path(), Options { floor: NO_FLOOR, quota: 0 }, &common(), look).unwrap();
+    FREE.store(STRIPE, SeqCst);
+    cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+    FREE.store(STRIPE - 1, SeqCst);
+    let e = cache.fill_part(&part(), stripe(1), 2, never).await.unwrap_err();
+    assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { need: STRIPE, .. })), "{e}");
+    // Noted by a task of its own.
+    while cache.usage().fill_bytes > STRIPE {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(cache.read_range(&part(), stripe(0), never).await.unwrap().bytes, content(stripe(0)));
+    FREE.store(STRIPE, SeqCst);
+    // A chunk may still be on its way to the end of the attempt before.
+    while let Err(e) = cache.fill_part(&part(), stripe(1), 2, at_once).await {
+        assert!(matches!(e, ReadError::Cache(CacheError::DiskFull { .. })), "{e}");
+    }
+    assert!(cache.has(&key(1), &(0..2 * STRIPE)));
+}
+
+#[tokio::test]
+async fn who_reads_what_is_given_back_gets_the_right_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    for _ in 0..20 {
+        cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+        let (object, others) = (part(), stays([1]));
+        let (read, given_back) = tokio::join!(cache.read_range(&object, 0..9, at_once), cache.retain(others));
+        given_back.unwrap();
+        assert_eq!(read.unwrap().bytes, content(0..9));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Fill(u64),
+    Read(u64, u64),
+    /// These stripes stay.
+    Retain(BTreeSet<u64>),
+    /// Begins to fetch a stripe and dies after so many turns.
+    FillAndDie(u64, u8),
+    Restart,
+    /// Zeros of data that was not synced, and a journal that is so many bytes shorter, as far as it was not synced.
+    PowerLoss {
+        cut: u64,
+    },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..STRIPES).prop_map(Event::Fill),
+        3 => (0..SIZE, 1..300_000_u64).prop_map(|(at, len)| Event::Read(at, len.min(SIZE - at))),
+        3 => prop::collection::btree_set(0..STRIPES, 0..3).prop_map(Event::Retain),
+        2 => (0..STRIPES, 0..40_u8).prop_map(|(n, turns)| Event::FillAndDie(n, turns)),
+        2 => Just(Event::Restart),
+        2 => (0..1_500_u64).prop_map(|cut| Event::PowerLoss { cut }),
+    ]
+}
+
+/// What a node was promised to have.
+#[derive(Default)]
+struct Model {
+    stripes: BTreeSet<u64>,
+    /// Bytes of the journal that are on the disk for sure.
+    journal: u64,
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    cache: Disk<Broken>,
+    model: Model,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (runtime, cache) = Self::start(dir.path());
+        Self { dir, runtime, cache, model: Model::default() }
+    }
+
+    fn start(dir: &Path) -> (tokio::runtime::Runtime, Disk<Broken>) {
+        (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), open(dir))
+    }
+
+    fn journal(&self) -> PathBuf {
+        layout::journal(self.dir.path(), &key(1))
+    }
+
+    /// The process is killed, something happens to the disk, and the next one takes the folder over.
+    fn restart(&mut self, meanwhile: impl FnOnce(&Self)) {
+        let spare = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        drop(std::mem::replace(&mut self.runtime, spare));
+        meanwhile(self);
+        (self.runtime, self.cache) = Self::start(self.dir.path());
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Fill(n) => {
+                self.runtime.block_on(self.cache.fill_part(&part(), stripe(n), 2, at_once)).unwrap();
+                self.model.stripes.insert(n);
+                self.model.journal = fs::metadata(self.journal()).map_or(0, |m| m.len());
+            }
+            Event::Read(at, len) => {
+                let read = self.runtime.block_on(self.cache.read_range(&part(), at..at + len, at_once)).unwrap();
+                assert!(read == Checked::of(content(at..at + len)));
+            }
+            Event::Retain(stripes) => {
+                let is_complete = self.cache.contains(&key(1));
+                self.runtime.block_on(self.cache.retain(stays(stripes.clone()))).unwrap();
+                if stripes.is_empty() {
+                    self.model.stripes.clear();
+                } else if !is_complete {
+                    self.model.stripes.retain(|n| stripes.contains(n));
+                }
+                self.model.journal = self.model.journal.min(fs::metadata(self.journal()).map_or(0, |m| m.len()));
+            }
+            Event::FillAndDie(n, turns) => {
+                let cache = self.cache.clone();
+                self.runtime.block_on(async {
+                    tokio::spawn(async move { cache.fill_part(&part(), stripe(n), 2, at_once).await });
+                    for _ in 0..turns {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                self.restart(|_| ());
+            }
+            Event::Restart => self.restart(|_| ()),
+            Event::PowerLoss { cut } => self.restart(|world| world.lose_power(cut)),
+        }
+    }
+
+    fn lose_power(&self, cut: u64) {
+        let Ok(file) = File::options().write(true).open(layout::fill(self.dir.path(), &key(1))) else { return };
+        for n in (0..chunks(SIZE)).filter(|n| !self.model.stripes.contains(&(n / 2))) {
+            // What is there as a hole stays one.
+            let here = self.cache.has(&key(1), &chunk_range(SIZE, n));
+            if here {
+                file.write_all_at(&[0; 4096], n * CHUNK).unwrap();
+            }
+        }
+        let journal = File::options().write(true).open(self.journal()).unwrap();
+        let len = journal.metadata().unwrap().len();
+        journal.set_len(len.saturating_sub(cut).max(self.model.journal.min(len))).unwrap();
+    }
+
+    fn check(&self) {
+        if self.cache.has(&key(1), &(0..SIZE)) {
+            // Whoever fetched the last chunk does not wait for the end of the file.
+            self.runtime.block_on(self.cache.fill(&own(1, SIZE), 3, at_once)).unwrap();
+        }
+        for n in &self.model.stripes {
+            assert!(self.cache.has(&key(1), &stripe(*n)), "stripe {n} is not here");
+            let read = self.runtime.block_on(self.cache.read_range(&part(), stripe(*n), never)).unwrap();
+            assert!(read.bytes == content(stripe(*n)));
+        }
+        let usage = self.cache.usage();
+        if usage.files == 0 {
+            let there = allocated(self.dir.path());
+            assert!(is_about(there, usage.fill_bytes), "{there} bytes on the disk, {usage:?}");
+            assert!(usage.part_bytes <= usage.fill_bytes, "{usage:?}");
+        } else {
+            assert_eq!(usage, Usage { files: 1, bytes: SIZE, fill_bytes: 0, part_bytes: 0 });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn stripes_that_were_kept_are_here_whatever_happens_and_space_is_counted(events in prop::collection::vec(event(), 1..14)) {
+        let mut world = World::new();
+        for event in events {
+            world.step(event);
+            world.check();
+        }
+        world.runtime.block_on(async {
+            world.cache.fill(&own(1, SIZE), 3, at_once).await.unwrap();
+            assert!(world.cache.verify(&key(1)).await);
+        });
+    }
+}
