@@ -25,6 +25,7 @@ mod script;
 mod shroud;
 mod startup_taint;
 mod strangers;
+mod stripes;
 mod takeover;
 mod training;
 mod upgrade;
@@ -86,6 +87,7 @@ pub const ALL: &[Test] = &[
         replicas::a_node_with_a_replica_takes_the_place_of_one_that_is_lost,
     )
     .within(LONG),
+    Test::new("a_large_file_lies_in_stripes_on_all_nodes", stripes::a_large_file_lies_in_stripes_on_all_nodes).within(LONG),
     Test::new("csi_sanity_passes_with_one_socket_and_with_two", sanity::csi_sanity_passes_with_one_socket_and_with_two)
         .within(LONG),
     Test::new("a_rebooted_node_comes_back_with_its_data", reboot::a_rebooted_node_comes_back_with_its_data).within(LONG),
