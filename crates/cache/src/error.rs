@@ -39,6 +39,12 @@ pub enum CacheError {
         /// The disk's answer.
         source: Arc<io::Error>,
     },
+    /// The unfinished file was removed to make room; a moment before nobody wanted it.
+    #[error("keep {path}: it was removed to make room; it is fetched again when it is wanted")]
+    Removed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The cache was closed or erased.
     #[error("{path}: the cache of this node is closed")]
     Closed {
@@ -54,7 +60,7 @@ impl CacheError {
         match self {
             Self::DiskFull { .. } => true,
             Self::Disk { source, .. } => matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
-            Self::QuotaExceeded { .. } | Self::Closed { .. } => false,
+            Self::QuotaExceeded { .. } | Self::Removed { .. } | Self::Closed { .. } => false,
         }
     }
 

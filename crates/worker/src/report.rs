@@ -50,6 +50,7 @@ pub(crate) fn folder_problem(e: &folder::FolderError) -> pb::Problem {
 pub(crate) fn cache_problem(e: &CacheError) -> pb::Problem {
     let reason = match e {
         CacheError::QuotaExceeded { .. } => reasons::QUOTA_EXCEEDED,
+        CacheError::Removed { .. } => reasons::DISK_FULL,
         e if e.is_full() => reasons::DISK_FULL,
         CacheError::DiskFull { .. } | CacheError::Disk { .. } | CacheError::Closed { .. } => reasons::DISK_FAILED,
     };

@@ -25,7 +25,7 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -64,34 +64,40 @@ pub struct Integrity {
 /// not wait much longer than this. The check goes on.
 const SOON: Duration = Duration::from_millis(200);
 
+/// Opens a file for someone. The lock is held by all copies of the descriptor: as long as there is one, the file is not removed to make
+/// room. `None`: it is being removed at this moment. Blocks.
+fn open_held(path: &Path) -> io::Result<Option<File>> {
+    let file = File::open(path)?;
+    let held = file.try_lock_shared().is_ok();
+    Ok(held.then_some(file))
+}
+
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     /// As [`Self::open_complete`], if that needs no more than to open the file: it is known to be good already. Blocks for the
     /// disk only.
     #[must_use]
     pub fn open_now(&self, key: &ObjectKey) -> Option<File> {
-        let verified = self.inner.index.lock().complete(key)?.verified;
-        verified.then(|| File::open(layout::data(&self.inner.dir, key)).ok())?
+        if !self.use_complete(key)? {
+            return None;
+        }
+        // What is wrong with it is for `open_complete` to find.
+        open_held(&layout::data(&self.inner.dir, key)).ok()?
+    }
+
+    /// Notes that someone wants a complete file. Is it known to be good?
+    fn use_complete(&self, key: &ObjectKey) -> Option<bool> {
+        let mut index = self.inner.index.lock();
+        index.used(key);
+        Some(index.complete(key)?.verified)
     }
 
     /// The complete file, read-only, when it is known to be good. It is never changed again; erasing unlinks it.
     pub async fn open_complete(&self, key: &ObjectKey) -> Option<File> {
-        let verified = {
-            let mut index = self.inner.index.lock();
-            index.used(key);
-            index.complete(key)?.verified
-        };
-        if !verified && !tokio::time::timeout(SOON, self.check(key)).await.unwrap_or(false) {
+        if !self.use_complete(key)? && !tokio::time::timeout(SOON, self.check(key)).await.unwrap_or(false) {
             return None;
         }
         let path = layout::data(&self.inner.dir, key);
-        let open = move || {
-            let file = File::open(path)?;
-            // Held by all copies of the descriptor: as long as there is one, the file is not removed to make room.
-            let held = file.try_lock_shared().is_ok();
-            Ok(held.then_some(file))
-        };
-        match off(open).await {
-            // `None`: it is being removed at this moment.
+        match off(move || Ok(open_held(&path)?)).await {
             Ok(file) => file,
             Err(e) => {
                 self.unreadable(key, e, "open").await;

@@ -112,7 +112,7 @@ where
     Fut: Future<Output = Result<Bytes, E>> + Send + 'static,
 {
     let flying = Flying(&fill, n);
-    let Some(room) = space else { return Err(made_room(&inner, &fill).into()) };
+    let Some(room) = space else { return Err(removed(&inner, &fill).into()) };
     room.start.clone().await?;
     let range = chunk_range(fill.size, n);
     let want = range.end - range.start;
@@ -192,15 +192,13 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
     (background, inner.common.budget.acquire_many(kib).await.ok())
 }
 
-/// Nobody worked on it a moment ago.
-fn made_room<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Inner<E>, fill: &Fill<E>) -> CacheError {
-    let path = layout::fill(&inner.dir, &fill.key);
-    CacheError::disk("keep", path)(io::Error::other("it was dropped to make room"))
+fn removed<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Inner<E>, fill: &Fill<E>) -> CacheError {
+    CacheError::Removed { path: layout::fill(&inner.dir, &fill.key) }
 }
 
 async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
     if fill.dropped.load(Ordering::Acquire) {
-        fill.ended.send_replace(Some(Err(made_room(inner, fill))));
+        fill.ended.send_replace(Some(Err(removed(inner, fill))));
         return;
     }
     let Some(sidecar) = fill.sidecar() else { return };

@@ -468,6 +468,16 @@ async fn copies_make_room_for_the_share_and_never_the_other_way_round() {
 
 #[tokio::test]
 async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() {
+    let checked = async |cache: Disk<Broken>| cache.open_complete(&key(1)).await;
+    stays_while_it_is_open(checked).await;
+    stays_while_it_is_open(async |cache| {
+        assert!(cache.verify(&key(1)).await);
+        cache.open_now(&key(1))
+    })
+    .await;
+}
+
+async fn stays_while_it_is_open(open_first: impl AsyncFn(Disk<Broken>) -> Option<File>) {
     let dir = tempfile::tempdir().unwrap();
     {
         let cache = open(dir.path());
@@ -476,7 +486,7 @@ async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() 
         }
     }
     let cache = open_with(dir.path(), 30);
-    let held: File = cache.open_complete(&key(1)).await.unwrap();
+    let held = open_first(cache.clone()).await.unwrap();
     drop(cache);
     // The descriptor outlives the process that gave it away.
     let cache = open_with(dir.path(), 30);
