@@ -56,7 +56,8 @@ pub struct Member {
     pub node: String,
     /// Relative share.
     pub weight: u32,
-    /// Generation of the list that this member came with; tells who owned an object before it.
+    /// Generation of the list that this member came with, or stayed with after all when it was leaving; tells who owned an object
+    /// before it.
     #[serde(default)]
     pub since: u64,
     /// Still serves, owns nothing new.
@@ -359,7 +360,10 @@ mod tests {
             Change::Join(_) => {}
             Change::Leave(node) => next.members.retain(|m| m.node != name(node)),
             Change::Leaving(node, is) => {
-                next.members.iter_mut().filter(|m| m.node == name(node)).for_each(|m| m.leaving = *is);
+                let generation = next.generation;
+                for m in next.members.iter_mut().filter(|m| m.node == name(node) && m.leaving != *is) {
+                    (m.leaving, m.since) = (*is, if *is { m.since } else { generation });
+                }
             }
             Change::Weight(node, weight) => {
                 weights[*node] = *weight;
