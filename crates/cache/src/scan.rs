@@ -105,8 +105,11 @@ fn list_fills(dir: &Path) -> Result<Vec<Unfinished>, CacheError> {
         let whole = space >= length;
         if !whole {
             // Space for chunks that did not come would be counted by nobody.
-            let missing = crate::fill::missing(&journal);
-            crate::fill::punch(dir, &key, &missing).map_err(CacheError::disk("free space of", layout::fill(dir, &key)))?;
+            let freed = crate::fill::punch(dir, &key, &crate::fill::missing(&journal));
+            // A disk that can be read and not written to any more is still good for what is on it.
+            if let Err(error) = freed {
+                tracing::warn!(%key, folder = %dir.display(), %error, "space of an unfinished file stays taken; check this disk");
+            }
         }
         if whole || !journal.chunks.is_empty() {
             unfinished.insert(key, Unfinished { key, journal, whole });

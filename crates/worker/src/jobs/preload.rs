@@ -21,7 +21,7 @@ use larder_core::{catalog::CatalogError, key::ObjectKey, placement::Members};
 use larder_origin::{Error as OriginError, Globs, Lane};
 use larder_proto::control::v1::{Phase, Problem};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::{ControlFlow, Range},
     sync::{
         Arc,
@@ -451,19 +451,23 @@ impl Share {
     async fn make_room(&self) -> Result<u64, Problem> {
         let share = self.clone();
         let walked = tokio::task::spawn_blocking(move || {
-            let mut stay = HashMap::<ObjectKey, Stay>::new();
+            let (mut whole, mut striped) = (HashSet::new(), HashMap::<ObjectKey, Vec<Range<u64>>>::new());
             share.walk(|part| {
-                match stay.entry(part.at.key).or_insert_with(|| if part.is_stripe { Stay::Parts(vec![]) } else { Stay::All }) {
-                    Stay::Parts(parts) => parts.push(part.range),
-                    Stay::All | Stay::Nothing => {}
+                if part.is_stripe {
+                    striped.entry(part.at.key).or_default().push(part.range);
+                } else {
+                    whole.insert(part.at.key);
                 }
                 ControlFlow::Continue(())
             })?;
-            Ok(stay)
+            Ok((whole, striped))
         });
-        let stay =
-            walked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))?;
-        let of = |key: &ObjectKey| stay.get(key).cloned().unwrap_or(Stay::Nothing);
+        let walked = walked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let (whole, striped) = walked.map_err(|e| unusable(self, &e))?;
+        let of = |key: &ObjectKey| match striped.get(key) {
+            Some(parts) => Stay::Parts(parts.clone()),
+            None => whole.contains(key).into(),
+        };
         self.worker.cache.retain(of).await.map_err(|e| cache_problem(&e))
     }
 

@@ -307,3 +307,32 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn a_disk_that_cannot_be_written_to_any_more_is_begun_with_its_parts() {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let object = Object { in_part: true, ..own(1, 3 * CHUNK) };
+    runtime.block_on(async { open(dir.path()).fill_part(&object, 0..CHUNK, 1, counted(&Arc::default())).await }).unwrap();
+    let path = dir.path().to_owned();
+    // The mounts of this thread alone.
+    let scanned = std::thread::spawn(move || {
+        let read_only = || -> nix::Result<()> {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+            mount(Some(&path), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(None::<&str>, &path, None::<&str>, flags, None::<&str>)
+        };
+        read_only().ok().map(|()| scan::scan(&path))
+    });
+    let Some(scanned) = scanned.join().unwrap() else {
+        eprintln!("SKIPPED, NOTHING WAS TESTED: needs root");
+        return;
+    };
+    assert_eq!(scanned.unwrap().unfinished.len(), 1);
+}
