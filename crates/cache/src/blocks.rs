@@ -72,6 +72,34 @@ pub(crate) fn read(file: &File, size: u64, range: &Range<u64>, crcs: &[u32]) -> 
     Ok(Checked { bytes, crc32c: joined.crc32c() })
 }
 
+/// Bytes of a file as they lie on the disk, compared with nothing. Whoever gets them MUST.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unchecked {
+    /// Exactly the range that was asked for.
+    pub bytes: Bytes,
+    /// The CRC-32C that they were written with.
+    pub crc32c: u32,
+}
+
+impl From<Checked> for Unchecked {
+    fn from(Checked { bytes, crc32c }: Checked) -> Self {
+        Self { bytes, crc32c }
+    }
+}
+
+/// Are these whole blocks, so that their checksum is known without a look at them?
+pub(crate) fn are_whole(size: u64, range: &Range<u64>) -> bool {
+    let block = block_size(size);
+    range.start.is_multiple_of(block) && (range.end.is_multiple_of(block) || range.end == size)
+}
+
+/// Reads a range of whole blocks. Blocks.
+pub(crate) fn read_unchecked(file: &File, sidecar: &Sidecar, range: &Range<u64>) -> Result<Unchecked, Unreadable> {
+    let mut buf = Buffer::new((range.end - range.start) as usize);
+    file.read_exact_at(buf.as_mut(), range.start)?;
+    Ok(Unchecked { bytes: buf.freeze(), crc32c: sum(file, sidecar, range)? })
+}
+
 /// Compares whole blocks that were read elsewhere; `start` is a border of blocks.
 pub(crate) fn compare(sidecar: &Sidecar, start: u64, bytes: &[u8]) -> Result<(), Unreadable> {
     let range = start..start + bytes.len() as u64;
@@ -167,6 +195,21 @@ mod tests {
             cut.set_len(size - missing).unwrap();
             assert!(matches!(reads(&cut), Err(Unreadable::Disk(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof));
         }
+    }
+
+    #[test]
+    fn whole_blocks_are_given_as_they_lie_there_with_the_checksum_they_were_written_with() {
+        let size = 3 * SMALLEST + 100;
+        let (file, bytes, sidecar) = file(size);
+        file.write_all_at(&[bytes[5] ^ 4], 5).unwrap();
+        for range in ranges(size).into_iter().filter(|range| are_whole(size, range)) {
+            let wanted = &bytes[range.start as usize..range.end as usize];
+            let got = read_unchecked(&file, &sidecar, &range).unwrap();
+            assert_eq!(got.crc32c, crc32c(wanted), "{range:?}");
+            assert_eq!(got.bytes == wanted, !range.contains(&5), "{range:?}");
+        }
+        assert!(are_whole(size, &(SMALLEST..size)) && are_whole(size, &(0..2 * SMALLEST)));
+        assert!(!are_whole(size, &(1..size)) && !are_whole(size, &(0..SMALLEST - 1)) && !are_whole(size, &(0..size - 1)));
     }
 
     #[test]

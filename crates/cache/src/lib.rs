@@ -42,7 +42,7 @@ mod space;
 mod testing;
 mod unreadable;
 
-pub use blocks::Checked;
+pub use blocks::{Checked, Unchecked};
 pub use cache::Cache;
 pub use disk::{Integrity, Options, Usage};
 pub use error::{CacheError, ReadError};

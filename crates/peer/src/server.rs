@@ -56,6 +56,9 @@ pub struct ObjectRequest {
     pub stand_in: bool,
     /// Another node is asked for the same bytes: MUST NOT be fetched, only given if they are on the own disk.
     pub on_disk: bool,
+    /// The bytes came and did not match their checksum: MUST be compared with it here before they are given, so that the disk's fault is
+    /// found. Else whoever gets them compares them.
+    pub check: bool,
 }
 
 /// The answer: exactly the bytes of the range.
@@ -172,6 +175,8 @@ struct ObjectQuery {
     standin: u8,
     #[serde(default)]
     disk: u8,
+    #[serde(default)]
+    check: u8,
 }
 
 async fn object<S: ObjectSource>(
@@ -185,9 +190,9 @@ async fn object<S: ObjectSource>(
         Err(response) => return *response,
     };
     let len = range.end - range.start;
-    let ObjectQuery { snapshot, inode, standin, disk } = query;
-    let (stand_in, on_disk) = (standin == 1, disk == 1);
-    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in, on_disk };
+    let ObjectQuery { snapshot, inode, standin, disk, check } = query;
+    let (stand_in, on_disk, check) = (standin == 1, disk == 1, check == 1);
+    let request = ObjectRequest { dataset_uid, snapshot, inode, key, range: range.clone(), stand_in, on_disk, check };
     match source.object(request).await {
         Err(refusal) => refusal.into_response(),
         Ok(reply) => (

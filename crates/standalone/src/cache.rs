@@ -17,7 +17,7 @@ const IN_FLIGHT: u64 = 64 << 20;
 /// A process that was just told to unmount gets so long to end.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// Between looks at what the worker does.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]

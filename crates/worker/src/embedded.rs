@@ -213,6 +213,8 @@ impl Data {
             range: range.clone(),
             stand_in: false,
             on_disk: false,
+            // Nobody looks at them afterwards.
+            check: true,
         };
         let reply = objects::answer(&self.0, request).await?;
         let bytes = whole(reply.body, range).await.map_err(|e| Refusal::Unavailable(format!("read {}: {e}", object.key)))?;

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use larder_cache::{CHUNK, CacheError, Checked, Keep, ReadError};
+use larder_cache::{CHUNK, CacheError, Checked, Keep, ReadError, Unchecked};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
@@ -80,7 +80,7 @@ fn unknown_snapshot(worker: &Worker, digest: &str) -> Refusal {
 
 pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
     same_dataset(worker, &request.dataset_uid)?;
-    let at = Arc::new(find(worker, &request.snapshot, request.inode, request.key).await?);
+    let at = find(worker, &request.snapshot, request.inode, request.key).await?;
     let range = request.range;
     if range.end > at.size {
         return Err(Refusal::Range { size: at.size });
@@ -90,15 +90,20 @@ pub(crate) async fn answer(worker: &Arc<Worker>, request: ObjectRequest) -> Resu
         return Err(Refusal::NotFound(format!("node {} is not the owner of {} and has no copy", worker.node, at.key)));
     }
     let source = if here { Source::Disk } else { Source::Origin };
-    let (body, crc32c) = pieces(worker, &at, range, request.stand_in).await?;
+    let asked = Asked { stand_in: request.stand_in, check: request.check };
+    let (body, crc32c) = pieces(worker, &at, range, asked).await?;
     Ok(ObjectReply { source, size: at.size, crc32c, body })
 }
 
-async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) -> Result<Located, Refusal> {
+async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) -> Result<Arc<Located>, Refusal> {
     let Some(catalog) = worker.catalogs.get(snapshot) else {
         worker.catalogs.wanted.ask(snapshot);
         return Err(unknown_snapshot(worker, snapshot));
     };
+    // A large file is asked for a range at a time.
+    if let Some(at) = worker.located.get(&inode).filter(|at| at.key == key && at.snapshot == snapshot) {
+        return Ok(at);
+    }
     let unknown = || Refusal::NotFound(format!("inode {inode} of snapshot {snapshot} is not object {key}"));
     let index = inode.checked_sub(1).ok_or_else(unknown)?;
     let located = tokio::task::spawn_blocking(move || locate(&catalog, index)).await;
@@ -106,7 +111,9 @@ async fn find(worker: &Arc<Worker>, snapshot: &str, inode: u64, key: ObjectKey) 
         Refusal::Unavailable(format!("look up inode {inode} in snapshot {snapshot} on node {}: {e}", worker.node))
     };
     let located = located.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-    located.filter(|at| at.key == key).ok_or_else(unknown)
+    let at = Arc::new(located.filter(|at| at.key == key).ok_or_else(unknown)?);
+    worker.located.insert(inode, Arc::clone(&at));
+    Ok(at)
 }
 
 /// Brings a chunk to the own disk, for a node that waits for it.
@@ -136,13 +143,21 @@ fn late(at: &Located) -> Refusal {
     Refusal::Later(format!("{}{} did not come within {FIRST_BYTE:?}; it is still being fetched", at.origin, at.path))
 }
 
+/// How a range is to be had.
+#[derive(Clone, Copy)]
+struct Asked {
+    stand_in: bool,
+    /// Bytes of the disk are compared with their checksums here, not only by whoever gets them.
+    check: bool,
+}
+
 /// The range piece by piece, cut at the borders of pieces, and its checksum, if all of it is known. The first piece is here
 /// before the answer begins, so that its failure has a status.
 async fn pieces(
     worker: &Arc<Worker>,
     at: &Arc<Located>,
     range: Range<u64>,
-    stand_in: bool,
+    mut asked: Asked,
 ) -> Result<(Body, Option<u32>), Refusal> {
     let until = Instant::now() + FIRST_BYTE;
     let memory = worker.serving.take((range.end - range.start).min(AHEAD as u64 * CHUNK), until).await?;
@@ -151,15 +166,17 @@ async fn pieces(
     let mut parts = std::iter::successors(cut(range.start), |part| cut(part.end));
     let first = parts.next().unwrap_or(range.clone());
     let rest: Vec<_> = parts.collect();
-    let first = timeout_at(until, piece(worker, at, first, stand_in)).await.unwrap_or_else(|_| Err(late(at)))?;
+    let crc32c = if rest.is_empty() { None } else { worker.cache.checksum(&at.key, &range).await };
+    // Nobody else could compare them.
+    asked.check |= !rest.is_empty() && crc32c.is_none();
+    let first = timeout_at(until, piece(worker, at, first, asked)).await.unwrap_or_else(|_| Err(late(at)))?;
     if rest.is_empty() {
         return Ok((Body::Bytes(memory.hold(first.bytes)), Some(first.crc32c)));
     }
-    let crc32c = worker.cache.checksum(&at.key, &range).await;
     let (worker, at) = (Arc::clone(worker), Arc::clone(at));
     let rest = stream::iter(rest.into_iter().map(move |part| {
         let (worker, at) = (Arc::clone(&worker), Arc::clone(&at));
-        async move { piece(&worker, &at, part, stand_in).await.map(|piece| piece.bytes).map_err(io::Error::other) }
+        async move { piece(&worker, &at, part, asked).await.map(|piece| piece.bytes).map_err(io::Error::other) }
     }));
     let all = stream::iter([Ok(first.bytes)]).chain(rest.buffered(AHEAD));
     // Freed with the stream.
@@ -170,15 +187,20 @@ async fn pieces(
     Ok((Body::Stream(body.boxed()), crc32c))
 }
 
-async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: bool) -> Result<Checked, Refusal> {
-    let fetch = fetcher(worker, at, stand_in, Lane::Reader);
+async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, asked: Asked) -> Result<Unchecked, Refusal> {
+    if !asked.check
+        && let Some(unchecked) = worker.cache.read_unchecked(&at.key, &range).await
+    {
+        return Ok(unchecked);
+    }
+    let fetch = fetcher(worker, at, asked.stand_in, Lane::Reader);
     let missing = !worker.cache.has(&at.key, &range);
     let _reader = missing.then(|| worker.wanted.read(at.key, range.start / CHUNK * CHUNK));
     // A piece ends where a chunk does, and so does a stripe.
     let keep = if worker.holds(&at.key, range.start) { Keep::Own } else { Keep::Copy };
     let object = worker.object(at, keep);
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
-        Ok(checked) => Ok(checked),
+        Ok(checked) => Ok(checked.into()),
         Err(ReadError::Fetch(e)) => Err(refusal(&e)),
         Err(e @ ReadError::Length { .. }) => Err(Refusal::Origin(format!("read {}: {e}", at.path))),
         Err(ReadError::Cache(e @ CacheError::Closed { .. })) => Err(Refusal::NotFound(e.to_string())),
@@ -186,7 +208,7 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, stand_in: 
         Err(ReadError::Cache(e)) => {
             worker.report.set(Topic::Keep, Some(cache_problem(&e)));
             let _permit = worker.past_cache.acquire().await;
-            fetch(range).await.map(Checked::of).map_err(|e| refusal(&e))
+            fetch(range).await.map(|bytes| Checked::of(bytes).into()).map_err(|e| refusal(&e))
         }
     }
 }

@@ -93,6 +93,8 @@ pub(crate) struct Worker {
     /// Serialises what is written to config.json and state.json, and Erase with both.
     pub writing: tokio::sync::Mutex<()>,
     pub serving: Serving,
+    /// Files that peers read just now, by inode.
+    pub located: quick_cache::sync::Cache<u64, Arc<Located>>,
     /// Reads that go past the cache, because its disk is full.
     pub past_cache: Semaphore,
     pub at_origin: AtOrigin,
@@ -116,6 +118,8 @@ pub(crate) struct Located {
     pub key: ObjectKey,
 }
 
+/// Files whose place in the catalog is remembered, half a KiB each: as many as the readers of a few nodes have open.
+const LOCATED: usize = 1024;
 /// Reads past the cache at the same time, 4 MiB each.
 const PAST_CACHE: usize = 16;
 
@@ -177,6 +181,7 @@ impl Worker {
             state: Mutex::new(state),
             writing: tokio::sync::Mutex::new(()),
             serving: Serving::default(),
+            located: quick_cache::sync::Cache::new(LOCATED),
             past_cache: Semaphore::new(PAST_CACHE),
             at_origin: AtOrigin::default(),
             kept: Kept::default(),

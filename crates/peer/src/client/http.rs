@@ -90,6 +90,7 @@ impl Transport {
         new
     }
 
+    /// A range, compared with its checksum. A worker looks at what it gives only when it is told that it was bad.
     pub(super) async fn range(
         &self,
         address: SocketAddr,
@@ -97,8 +98,25 @@ impl Transport {
         range: &Range<u64>,
         want: Want,
     ) -> Result<(Source, Bytes), Failure> {
+        for check in ["", "&check=1"] {
+            if let Some(got) = self.range_once(address, object, range, want, check).await? {
+                return Ok(got);
+            }
+        }
+        Err(Failure::Broken("sent bytes that do not match their checksum".to_owned()))
+    }
+
+    /// `None`: what came does not match its checksum.
+    async fn range_once(
+        &self,
+        address: SocketAddr,
+        object: &ObjectRef<'_>,
+        range: &Range<u64>,
+        want: Want,
+        check: &str,
+    ) -> Result<Option<(Source, Bytes)>, Failure> {
         let path = format!(
-            "/v1/{}/objects/{}?snapshot={}&inode={}{}",
+            "/v1/{}/objects/{}?snapshot={}&inode={}{}{check}",
             object.dataset_uid,
             object.key,
             object.snapshot,
@@ -115,10 +133,7 @@ impl Transport {
         let crc = crc_of(&parts);
         let mut got = Running::default();
         let bytes = self.exactly(body, range, |piece| got.add(piece)).await?;
-        if crc.is_some_and(|crc| crc != got.crc32c()) {
-            return Err(Failure::Broken("sent bytes that do not match their checksum".to_owned()));
-        }
-        Ok((source, bytes))
+        Ok(crc.is_none_or(|crc| crc == got.crc32c()).then_some((source, bytes)))
     }
 
     /// A chunk from the disk of a worker, and the CRC-32C it was written with.

@@ -35,6 +35,7 @@ enum Way {
     BreaksOff,
     /// Bytes and checksum do not belong together.
     Rots,
+    RotsUntilTold,
     Hangs,
     Takes(Duration),
     Refuses(Refusal),
@@ -57,7 +58,7 @@ fn file_of(bytes: &[u8]) -> File {
 impl ObjectSource for Fake {
     async fn object(&self, request: ObjectRequest) -> Result<ObjectReply, Refusal> {
         let range = request.range.clone();
-        let on_disk = request.on_disk;
+        let (on_disk, check) = (request.on_disk, request.check);
         self.asked.lock().push(request);
         let way = self.way.lock().clone();
         if on_disk && self.empty.load(Relaxed) {
@@ -71,12 +72,12 @@ impl ObjectSource for Fake {
             let half = all.len() / 2;
             [Bytes::copy_from_slice(&all[..half]), Bytes::copy_from_slice(&all[half..])].into_iter().take(n).map(Ok)
         };
-        let rots = matches!(way, Way::Rots);
+        let rots = matches!(way, Way::Rots) || matches!(way, Way::RotsUntilTold) && !check;
         let body = match way {
             Way::File => Body::File(file_of(&content(0..SIZE))),
             Way::Stream => Body::Stream(futures::stream::iter(pieces(2)).boxed()),
             Way::BreaksOff => Body::Stream(futures::stream::iter(pieces(1).chain([Err(io::Error::other("disk"))])).boxed()),
-            Way::Rots => Body::Bytes(Bytes::from(content(range.clone()))),
+            Way::Rots | Way::RotsUntilTold => Body::Bytes(Bytes::from(content(range.clone()))),
             Way::Hangs => std::future::pending().await,
             Way::Takes(time) => {
                 tokio::time::sleep(time).await;
@@ -322,6 +323,17 @@ async fn bytes_that_do_not_match_their_checksum_are_asked_for_elsewhere() {
     cluster.way(&order[0], Way::Rots);
     let got = cluster.read(7..1_000_000).await.unwrap();
     assert!(got.node == order[1] && got.bytes == content(7..1_000_000));
+    // It was told, so that it looks at its disk.
+    assert_eq!(cluster.asked(&order[0]).iter().map(|r| r.check).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test]
+async fn a_worker_that_mends_its_bytes_when_it_is_told_gives_them() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    cluster.way(&order[0], Way::RotsUntilTold);
+    let got = cluster.read(7..1_000_000).await.unwrap();
+    assert!(got.node == order[0] && got.bytes == content(7..1_000_000));
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! Bytes that changed on the disk.
 
 use super::harness::{Cluster, Node, dataset, eventually, orders, read_all, size};
+use crate::objects::answer;
+use larder_core::checksum::crc32c as crc32c_of;
 use larder_fuse::protocol::worker::{Reply, Request};
 use larder_origin::testing::FakeS3;
-use larder_peer::Source;
+use larder_peer::{Body, ObjectReply, Source};
 use larder_proto::control::v1::{self as pb, Phase};
 use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _};
 
@@ -67,6 +69,29 @@ async fn bytes_that_changed_on_the_disk_are_found_told_and_fetched_again() {
     // The owner fetches all of them, not only what was read.
     node.until(|s| (s.cached_bytes == size(&files)).then_some(())).await;
     assert_eq!(node.status().await.cached_files, files.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_change_beneath_a_worker_are_found_by_whoever_gets_them_and_mended_by_it() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let snapshot = cluster.nodes[0].list_and_preload(&server).await;
+    let before = server.seen().bytes;
+    // Files that this process has filled: it gives them without a look of its own.
+    damage(&cluster.nodes[0]);
+    let big = cluster.catalog(&snapshot).lookup(0, "big.bin").unwrap().unwrap();
+    let request = cluster.request(&snapshot, big, 9 << 20..(9 << 20) + 5);
+    let Ok(ObjectReply { body: Body::Bytes(given), crc32c, .. }) = answer(&cluster.nodes[0].worker(), request).await else {
+        panic!("a piece of a file that is here")
+    };
+    let right = &files["big.bin"][9 << 20..];
+    assert!(given != right && crc32c == Some(crc32c_of(right)));
+    read_all(&cluster, &snapshot, &files).await;
+    let damaged: Vec<_> = files.values().filter(|b| !b.is_empty()).collect();
+    assert_eq!(server.seen().bytes - before, damaged.iter().map(|b| b.len() as u64).sum::<u64>());
+    let node = &cluster.nodes[0];
+    node.until(|s| s.problems.into_iter().find(|p| p.message.starts_with(&format!("{} cached", damaged.len())))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

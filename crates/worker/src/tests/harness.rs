@@ -232,7 +232,7 @@ impl Cluster {
     pub fn request(&self, snapshot: &str, index: u64, range: Range<u64>) -> ObjectRequest {
         let key = self.catalog(snapshot).object_key(index).unwrap();
         let (dataset_uid, snapshot, inode) = (UID.to_owned(), snapshot.to_owned(), index + 1);
-        ObjectRequest { dataset_uid, snapshot, inode, key, range, stand_in: false, on_disk: false }
+        ObjectRequest { dataset_uid, snapshot, inode, key, range, stand_in: false, on_disk: false, check: false }
     }
 
     pub async fn read(&self, snapshot: &str, index: u64, range: Range<u64>) -> Result<Fetched, ReadError> {
