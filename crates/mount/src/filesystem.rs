@@ -4,7 +4,6 @@
 //! when the local file is open already; else in a task, so that a slow network never holds a FUSE thread. How files are
 //! opened is in [`opens`].
 
-mod ahead;
 mod attributes;
 mod failures;
 mod listing;
@@ -16,7 +15,7 @@ pub use attributes::Look;
 
 use crate::{backend::Backend, error::FsError, metrics::ReadCounters, passthrough::Backings};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -304,13 +303,7 @@ impl<B: Backend> Filesystem for DatasetFs<B> {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name) {
-            Ok(Some(attr)) => {
-                reply.entry(&TTL, &attr, GENERATION);
-                // Where opens are asked for, they come first.
-                if self.opens.is_none() && attr.kind == FileType::RegularFile {
-                    self.reader.ahead(attr.ino.0, attr.size);
-                }
-            }
+            Ok(Some(attr)) => reply.entry(&TTL, &attr, GENERATION),
             // Inode 0 with a time to live: the kernel remembers that the name is not there.
             Ok(None) => reply.entry(&TTL, &Look::nothing(), GENERATION),
             Err(e) => reply.error(self.failed("lookup", parent, &e)),

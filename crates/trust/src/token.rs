@@ -36,10 +36,17 @@ pub enum TokenError {
 }
 
 /// A token: `<dataset uid>:<node>:<expiry>:<signature, hex>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct MountToken {
     text: String,
     expiry: i64,
+}
+
+impl std::fmt::Debug for MountToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the signature.
+        f.debug_tuple("MountToken").field(&self.text.rsplit_once(':').map_or("", |(claims, _)| claims)).finish()
+    }
 }
 
 impl MountToken {
@@ -149,7 +156,8 @@ impl Tokens {
         if expiry <= now() {
             return Err(TokenError::Expired);
         }
-        let value = HeaderValue::from_str(text).map_err(|_| TokenError::Malformed)?;
+        let mut value = HeaderValue::from_str(text).map_err(|_| TokenError::Malformed)?;
+        value.set_sensitive(true);
         self.0.write().insert(dataset.to_owned(), value);
         Ok(())
     }
@@ -218,5 +226,7 @@ mod tests {
         assert!(tokens.set(&UID.replace('0', "1"), token.as_str()).is_err() && tokens.get(UID).is_none());
         tokens.set(UID, token.as_str()).unwrap();
         assert_eq!(tokens.get(UID).unwrap(), token.as_str());
+        let signature = token.as_str().rsplit_once(':').unwrap().1;
+        assert!(!format!("{token:?} {tokens:?}").contains(signature), "a log could tell it");
     }
 }

@@ -34,6 +34,9 @@ use cases::{CASES, Whose};
 use watch::Readers;
 
 const WAIT: Duration = Duration::from_secs(120);
+/// Longest stall of readers that ask no daemon. They share the cores with all that dies and starts; who waited for something that is
+/// stopped or gone would wait longer in `mounter-stopped` and `random-kills`.
+const IN_KERNEL: Duration = Duration::from_secs(1);
 
 /// The readers: node, dataset, mode of the mount, placement of the files, processes, and what they do.
 const READERS: [(&str, &str, &str, &str, usize, &str); 3] = [
@@ -76,6 +79,40 @@ struct Row {
     failed: Option<String>,
 }
 
+impl Row {
+    /// Does it hold, with stalls no longer than these?
+    fn judge(&mut self, p99: Duration, max: Duration) {
+        self.holds = self.errors == 0
+            && self.wrong_bytes == 0
+            && self.leaks.is_empty()
+            && u128::from(self.p99_stall_ms) <= p99.as_millis()
+            && u128::from(self.max_stall_ms) <= max.as_millis()
+            && u128::from(self.passthrough_max_stall_ms) <= IN_KERNEL.as_millis();
+    }
+
+    /// What has grown over all cases: a little in each is much in the end. Stalls and errors are those of the cases.
+    fn of_all(rows: &[Self], leaks: Vec<String>) -> Self {
+        let injected = rows.iter().map(|row| row.injected).sum();
+        Self { case: "all-cases", injected, holds: leaks.is_empty(), leaks, target: "no leaks", ..Self::default() }
+    }
+
+    fn say(&self) {
+        say(format!(
+            "{} {}: {} injected, {} errors, {} wrong, stall p99 {} ms, max {} ms ({} ms in the kernel), leaks {:?}; {}",
+            if self.holds { "holds " } else { "MISSES" },
+            self.case,
+            self.injected,
+            self.errors,
+            self.wrong_bytes,
+            self.p99_stall_ms,
+            self.max_stall_ms,
+            self.passthrough_max_stall_ms,
+            self.leaks,
+            self.target,
+        ));
+    }
+}
+
 /// Runs the cases whose names contain one of the parts of `only`, and writes the results after each.
 ///
 /// # Errors
@@ -104,7 +141,7 @@ pub fn faults(lab: &Lab, only: &str, quick: bool) -> Result<bool> {
     let folder = repository().join("target/faults");
     fs::create_dir_all(&folder).context("make target/faults")?;
     let file = folder.join(if quick { "results-quick.json" } else { "results.json" });
-    let mut rows = Vec::new();
+    let (mut rows, before) = (Vec::new(), faults.counted()?);
     for case in chosen {
         // The others are worth running all the same.
         let row = faults.run(case).unwrap_or_else(|error| {
@@ -112,22 +149,14 @@ pub fn faults(lab: &Lab, only: &str, quick: bool) -> Result<bool> {
             say(format!("  {} failed: {error:#}", case.name));
             Row { case: case.name, target: case.limits.text, failed, ..Row::default() }
         });
-        say(format!(
-            "{} {}: {} injected, {} errors, {} wrong, stall p99 {} ms, max {} ms ({} ms in the kernel), leaks {:?}; {}",
-            if row.holds { "holds " } else { "MISSES" },
-            row.case,
-            row.injected,
-            row.errors,
-            row.wrong_bytes,
-            row.p99_stall_ms,
-            row.max_stall_ms,
-            row.passthrough_max_stall_ms,
-            row.leaks,
-            row.target,
-        ));
+        row.say();
         rows.push(row);
         fs::write(&file, serde_json::to_vec_pretty(&rows)?).context("write the results")?;
     }
+    let row = Row::of_all(&rows, faults.leaks(&before)?);
+    row.say();
+    rows.push(row);
+    fs::write(&file, serde_json::to_vec_pretty(&rows)?).context("write the results")?;
     for readers in faults.all() {
         readers.remove()?;
     }
@@ -184,13 +213,8 @@ impl<'a> Faults<'a> {
             Whose::OfTheNode => seen[0],
             Whose::Remote => seen[2],
         };
-        let holds = errors == 0
-            && wrong_bytes == 0
-            && leaks.is_empty()
-            && stalls.p99 <= case.limits.p99.as_millis() as u64
-            && stalls.max <= case.limits.max.as_millis() as u64;
         say(format!("  {}: {injected} in {}", case.name, seconds(began.elapsed())));
-        Ok(Row {
+        let mut row = Row {
             case: case.name,
             injected,
             errors,
@@ -199,10 +223,11 @@ impl<'a> Faults<'a> {
             p99_stall_ms: stalls.p99,
             passthrough_max_stall_ms: seen[1].max,
             leaks,
-            holds,
             target: case.limits.text,
-            failed: None,
-        })
+            ..Row::default()
+        };
+        row.judge(case.limits.p99, case.limits.max);
+        Ok(row)
     }
 
     /// What must not grow, by name.
@@ -248,4 +273,29 @@ impl<'a> Faults<'a> {
 pub(super) fn files(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| if entry.file_type().is_ok_and(|kind| kind.is_dir()) { files(&entry.path()) } else { 1 }).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_reader_or_the_node_has_to_bear_is_judged() {
+        let (p99, max) = (Duration::from_millis(300), Duration::from_secs(2));
+        let good = || Row { p99_stall_ms: 300, max_stall_ms: 2_000, passthrough_max_stall_ms: 1_000, ..Row::default() };
+        let holds = |change: fn(&mut Row)| {
+            let mut row = good();
+            change(&mut row);
+            row.judge(p99, max);
+            row.holds
+        };
+        assert!(holds(|_| ()));
+        assert!(!holds(|row| row.errors = 1));
+        assert!(!holds(|row| row.wrong_bytes = 1));
+        assert!(!holds(|row| row.p99_stall_ms = 301));
+        assert!(!holds(|row| row.max_stall_ms = 2_001));
+        assert!(!holds(|row| row.passthrough_max_stall_ms = 1_001));
+        assert!(!holds(|row| row.leaks = vec!["mounts of the node: 1 before, 2 now".to_owned()]));
+        assert!(!Row::of_all(&[good()], vec!["one".to_owned()]).holds && Row::of_all(&[good()], Vec::new()).holds);
+    }
 }

@@ -1,6 +1,6 @@
 //! Reads: from an open local file at once, from elsewhere in a task.
 
-use super::{ahead::Ahead, failures::Failures};
+use super::failures::Failures;
 use crate::{
     backend::{Backend, Fetched, Place, check},
     error::FsError,
@@ -9,7 +9,6 @@ use crate::{
 use bytes::Bytes;
 use larder_core::{catalog::Catalog, key::ObjectKey};
 use larder_fuse::journal::Data;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use parking_lot::Mutex;
 use std::{cell::RefCell, fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use tokio::{
@@ -35,7 +34,6 @@ thread_local! {
 pub(super) struct Reader<B> {
     shared: Arc<Shared<B>>,
     runtime: Handle,
-    ahead: Ahead,
 }
 
 struct Shared<B> {
@@ -51,7 +49,7 @@ struct Shared<B> {
 
 impl<B: Backend> Reader<B> {
     pub(super) fn new(identity: Arc<str>, backend: B, reads: ReadCounters, runtime: Handle) -> Self {
-        Self { shared: Arc::new(Shared::new(identity, backend, reads)), runtime, ahead: Ahead::default() }
+        Self { shared: Arc::new(Shared::new(identity, backend, reads)), runtime }
     }
 
     /// The complete local file, if it is here and what it should be.
@@ -64,16 +62,6 @@ impl<B: Backend> Reader<B> {
                 shared.local_failed(inode, &e);
                 None
             }
-        }
-    }
-
-    /// A name was looked up: has the disk begin with the local file, if it is a small one and such are being read.
-    pub(super) fn ahead(&self, inode: u64, size: u64) {
-        if self.ahead.may(size)
-            && let Some(file) = self.shared.backend.known_file(inode)
-        {
-            // A hint; what is wrong with the file is for its read to find.
-            let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
         }
     }
 
@@ -91,7 +79,6 @@ impl<B: Backend> Reader<B> {
             Some(file) => {
                 match BUFFER.with_borrow_mut(|buffer| read_into(buffer, &file, file_size, &range).map(|()| buffer.len())) {
                     Ok(len) => {
-                        self.ahead.read(offset, file_size);
                         shared.reads.answered(Place::Local, len, began.elapsed());
                         return BUFFER.with_borrow(|buffer| reply.data(buffer));
                     }

@@ -136,8 +136,9 @@ pub(super) fn logs_at_trace<'f>(faults: &Faults<'f>, after: After<'_, 'f>) -> Re
             pods.read()?;
             pods.remove()
         })?;
-        // What every JSON web token begins with.
-        let (secrets, mut traced) = (format!("{SECRET_KEY}|eyJhbGciOi"), 0);
+        // What every JSON web token begins with; mount tokens: dataset, node, time of expiry, signature.
+        let (secrets, mut traced) =
+            (format!("{SECRET_KEY}|eyJhbGciOi|[0-9a-f-]{{36}}:[a-z0-9.-]+:[0-9]{{10}}:[0-9a-f]{{64}}"), 0);
         for node in cluster.nodes() {
             let logs = node.var_lib("log-pods");
             let found =
