@@ -148,6 +148,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         }
     }
 
+    /// It is to be compared before it is given to anyone.
+    pub fn doubt(&mut self, key: &ObjectKey) {
+        if let Some(entry) = self.complete.get_mut(key) {
+            entry.verified = false;
+        }
+    }
+
     pub fn fill(&self, key: &ObjectKey) -> Option<&Arc<Fill<E>>> {
         self.fills.get(key).map(|f| &f.fill)
     }
@@ -194,7 +201,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.fill_bytes -= reserved;
         if complete {
             self.complete_bytes += fill.size;
-            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true, used: self.now() });
+            // A chunk may have turned out to be bad while the file was put in its place.
+            let verified = fill.is_whole();
+            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified, used: self.now() });
         }
     }
 
