@@ -382,6 +382,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
         map.changes += 1;
     }
 
+    /// A chunk that was found is what the journal says; is it the last one?
+    pub fn is_good(&self, n: u64, changes: u64) -> bool {
+        let mut map = self.map.lock();
+        if map.changes != changes || !matches!(map.chunks[n as usize], Chunk::Found) {
+            return false;
+        }
+        map.chunks[n as usize] = Chunk::Present;
+        map.present += 1;
+        map.present == map.chunks.len() as u64
+    }
+
     /// If the chunks that hold a range are on the disk: checksums of its blocks, and the changes made so far.
     pub fn at_rest(&self, range: &Range<u64>) -> Option<(Vec<u32>, u64)> {
         let map = self.map.lock();

@@ -172,6 +172,18 @@ fn complete<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<In
     inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });
 }
 
+/// A chunk that was read when so many changes had been made is what it was written as.
+pub(super) fn good<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    n: u64,
+    changes: u64,
+) {
+    if fill.is_good(n, changes) {
+        complete(inner, fill);
+    }
+}
+
 /// A chunk of an unfinished file that was read when so many changes had been made is bad: it is missing from then on, on the disk as
 /// well, and whoever goes on filling it is told.
 pub(super) async fn lost<E: std::error::Error + Clone + Send + Sync + 'static>(

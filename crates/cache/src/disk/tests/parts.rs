@@ -322,6 +322,77 @@ async fn a_chunk_that_goes_bad_while_others_come_is_fetched_again_by_who_fills()
     }
 }
 
+#[tokio::test]
+async fn the_scrub_compares_what_is_here_of_a_file_that_is_kept_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [0, 2] {
+            cache.fill_part(&part(), stripe(n), 2, at_once).await.unwrap();
+        }
+        // Complete files lie before and behind it.
+        for n in 2..9 {
+            cache.fill(&own(n, 100), 2, at_once).await.unwrap();
+        }
+    }
+    let here = len(&stripe(0)) + len(&stripe(2));
+    flip_part(dir.path(), SIZE - 1);
+    let cache = open(dir.path());
+    cache.pass(None, 1 << 40).await;
+    let integrity = cache.integrity();
+    assert!(integrity.scrubbed.is_some());
+    // Of the bad chunk as far as it was read.
+    assert!((here - (SIZE - 5 * CHUNK)..=here + 700).contains(&integrity.compared_bytes), "{integrity:?}");
+    let is_here = |cache: &Disk<Broken>, n| cache.has(&key(1), &chunk_range(SIZE, n));
+    let chunks_here = |cache: &Disk<Broken>| (0..6).filter(|n| is_here(cache, *n)).collect::<Vec<_>>();
+    assert_eq!(chunks_here(&cache), [0, 1, 4]);
+    assert_eq!(integrity.damaged_files, 0, "it may never have reached the disk");
+    assert_eq!(chunks_here(&open(dir.path())), [0, 1, 4], "nor is it found after a restart");
+    // What was good once is damaged now.
+    flip_part(dir.path(), 0);
+    let damages = cache.inner.common.damages();
+    cache.pass(None, 1 << 40).await;
+    assert!(damages.has_changed().unwrap() && cache.integrity().damaged_files == 1);
+    assert_eq!(chunks_here(&cache), [1, 4]);
+    // Nor what cannot be read at all.
+    let file = File::options().write(true).open(layout::fill(dir.path(), &key(1))).unwrap();
+    file.set_len(4 * CHUNK + 5).unwrap();
+    cache.pass(None, 1 << 40).await;
+    assert_eq!((chunks_here(&cache), cache.integrity().damaged_files), (vec![1], 2));
+    let count = Arc::new(AtomicU64::new(0));
+    for n in 0..3 {
+        cache.fill_part(&part(), stripe(n), 2, counted(&count)).await.unwrap();
+    }
+    assert_eq!(count.load(SeqCst), SIZE - CHUNK);
+    assert!(cache.verify(&key(1)).await);
+}
+
+#[tokio::test]
+async fn the_scrub_reads_parts_at_its_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill_part(&part(), 0..CHUNK, 2, at_once).await.unwrap();
+    let began = std::time::Instant::now();
+    cache.pass(None, 10 << 20).await;
+    assert!(began.elapsed() >= Duration::from_millis(390), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_unfinished_file_of_which_the_scrub_finds_all_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [0, 1] {
+            cache.fill_part(&part(), stripe(n), 2, at_once).await.unwrap();
+        }
+    }
+    let cache = open(dir.path());
+    cache.pass(None, 1 << 40).await;
+    assert!(!cache.contains(&key(1)));
+    cache.fill_part(&part(), stripe(2), 2, at_once).await.unwrap();
+    assert!(cache.contains(&key(1)) && cache.verify(&key(1)).await);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Fill(u64),
