@@ -140,6 +140,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         })
     }
 
+    /// Files of which something may be here and something is missing, with their sizes.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<(ObjectKey, u64)> {
+        self.all().iter().flat_map(|place| place.disk.unfinished()).collect()
+    }
+
     /// Bytes that may come in now, on all disks that work: what the quotas leave, and the disks above their floors. Blocks.
     ///
     /// # Errors

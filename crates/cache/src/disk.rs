@@ -242,6 +242,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         Usage { files: index.files(), bytes, fill_bytes, part_bytes: index.part_bytes() }
     }
 
+    /// Unfinished files and their sizes.
+    pub fn unfinished(&self) -> Vec<(ObjectKey, u64)> {
+        self.inner.index.lock().unfinished().collect()
+    }
+
     /// Bytes that may come in now: what the quota leaves, and the disk above its floor. Blocks.
     ///
     /// # Errors

@@ -119,6 +119,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         complete.into_iter().chain(fill).min_by_key(|(key, _)| *key).map(|(_, next)| next)
     }
 
+    /// Unfinished files and their sizes.
+    pub fn unfinished(&self) -> impl Iterator<Item = (ObjectKey, u64)> {
+        self.fills.iter().map(|(key, filling)| (*key, filling.fill.size))
+    }
+
     fn now(&self) -> u32 {
         u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX - 1) + 1
     }

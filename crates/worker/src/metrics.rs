@@ -21,7 +21,7 @@ use std::{
 
 /// Bytes of complete files on this node, and of the stripes of files that are kept in part.
 pub const CACHED_BYTES: &str = "larder_worker_cached_bytes";
-/// Complete files on this node.
+/// Complete files on this node, and those in stripes of which it is to have the first, and has it.
 pub const CACHED_FILES: &str = "larder_worker_cached_files";
 /// Bytes reserved for what is not on the disk yet.
 pub const FILLING_BYTES: &str = "larder_worker_filling_bytes";
@@ -160,9 +160,9 @@ const FIGURES: [Figure; 8] = [
     },
     Figure {
         name: CACHED_FILES,
-        help: "Complete files on this node",
+        help: "Complete files on this node, and those in stripes of which it is to have the first, and has it",
         kind: MetricType::Gauge,
-        of: |worker| worker.cache.usage().files,
+        of: Worker::files,
     },
     Figure {
         name: FILLING_BYTES,

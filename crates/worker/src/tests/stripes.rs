@@ -60,6 +60,7 @@ async fn all_nodes_have_a_part_of_a_large_file_and_each_byte_leaves_the_origin_o
         let (share, status) = (node.has_share(cluster.share(&snapshot, node)).await, node.status().await);
         assert_eq!((share.bytes_done, share.files_done, share.files_failed), (share.bytes_total, share.files_total, 0));
         assert_eq!((status.cached_bytes, status.origin_bytes), (share.bytes_total, share.bytes_total));
+        assert_eq!(status.cached_files, share.files_total, "it counts the files of which it has the first stripe");
         let third = size(&files) / 3;
         assert!((third / 2..third * 2).contains(&share.bytes_total), "{share:?} of {}", size(&files));
         // Sidecars, journals and what the file system rounds.
