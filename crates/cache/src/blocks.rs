@@ -100,12 +100,12 @@ pub(crate) fn read_unchecked(file: &File, sidecar: &Sidecar, range: &Range<u64>)
     Ok(Unchecked { bytes: buf.freeze(), crc32c: sum(file, sidecar, range)? })
 }
 
-/// Compares whole blocks that were read elsewhere; `start` is a border of blocks.
-pub(crate) fn compare(sidecar: &Sidecar, start: u64, bytes: &[u8]) -> Result<(), Unreadable> {
-    let range = start..start + bytes.len() as u64;
-    for n in covering(sidecar.size, &range) {
-        let at = extent(sidecar.size, n);
-        same(&bytes[(at.start - start) as usize..(at.end - start) as usize], &at, sidecar.crcs[n])?;
+/// Compares whole blocks that were read elsewhere; `start` is a border of blocks, and `crcs` are those from there on.
+pub(crate) fn compare(size: u64, start: u64, bytes: &[u8], crcs: &[u32]) -> Result<(), Unreadable> {
+    let blocks = covering(size, &(start..start + bytes.len() as u64));
+    for n in blocks.clone() {
+        let at = extent(size, n);
+        same(&bytes[(at.start - start) as usize..(at.end - start) as usize], &at, crcs[n - blocks.start])?;
     }
     Ok(())
 }

@@ -140,6 +140,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         })
     }
 
+    /// Files of which something may be here and something is missing, with their sizes.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<(ObjectKey, u64)> {
+        self.all().iter().flat_map(|place| place.disk.unfinished()).collect()
+    }
+
     /// Bytes that may come in now, on all disks that work: what the quotas leave, and the disks above their floors. Blocks.
     ///
     /// # Errors
@@ -365,7 +371,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         Ok(())
     }
 
-    /// Changes when a complete file was found to be bad or gone, so that whoever owns it fetches it again.
+    /// Files and chunks that were good in this run of the process and are not any more. Changes when something that was here was found
+    /// to be bad or gone, so that whoever owns it fetches it again; also when it does not count, because it may never have been good.
     #[must_use]
     pub fn damages(&self) -> watch::Receiver<u64> {
         self.common.damages()

@@ -55,7 +55,7 @@ pub(crate) struct Common {
     budget: Arc<Semaphore>,
     /// The part of it for fetches that nobody waits for; the rest is kept for reads.
     background: Arc<Semaphore>,
-    /// Counts files that were found to be bad in this run of the process.
+    /// Counts files, and chunks of those that are not complete, that were good in this run of the process and are not any more.
     damages: watch::Sender<u64>,
     given: watch::Sender<()>,
 }
@@ -72,7 +72,7 @@ impl Common {
         }
     }
 
-    /// Changes when a complete file was found to be bad or gone.
+    /// Changes when something that was here was found to be bad or gone; also when it does not count, because it may never have been good.
     pub fn damages(&self) -> watch::Receiver<u64> {
         self.damages.subscribe()
     }
@@ -155,7 +155,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
             }
         }
         // Before the index knows: another fill of the same object may begin then, with a file of the same name.
-        fills.iter().for_each(|fill| fill::abandon(&self.dir, &fill.key));
+        fills.iter().for_each(|fill| fill.abandon(&self.dir));
         let mut index = self.index.lock();
         fills.iter().for_each(|fill| index.end(fill, false));
     }
@@ -240,6 +240,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         let index = self.inner.index.lock();
         let (bytes, fill_bytes) = index.bytes();
         Usage { files: index.files(), bytes, fill_bytes, part_bytes: index.part_bytes() }
+    }
+
+    /// Unfinished files and their sizes.
+    pub fn unfinished(&self) -> Vec<(ObjectKey, u64)> {
+        self.inner.index.lock().unfinished().collect()
     }
 
     /// Bytes that may come in now: what the quota leaves, and the disk above its floor. Blocks.
@@ -360,22 +365,37 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         let is_all = !object.in_part || wanted == (0..chunks(object.size));
         // What is not kept in part is filled as a whole.
         let wanted = if is_all { 0..chunks(object.size) } else { wanted };
-        let Here::Fill(fill) = self.claim(object, &wanted, evict::wanted(object, false)).await? else { return Ok(()) };
-        let present = || futures::future::ready(Ok(())).boxed().shared();
-        let flights = wanted.map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
-        let mut flights = stream::iter(flights).buffer_unordered(parallel.max(1));
-        while let Some(flown) = flights.next().await {
-            flown?;
+        let mut damages = self.inner.common.damages();
+        loop {
+            damages.mark_unchanged();
+            let Here::Fill(fill) = self.claim(object, &wanted, evict::wanted(object, false)).await? else { return Ok(()) };
+            let present = || futures::future::ready(Ok(())).boxed().shared();
+            let chunks = wanted.clone();
+            let flights =
+                chunks.map(|n| chunk::flight(&self.inner, &fill, n, &fetch, Lane::Background).unwrap_or_else(present));
+            let mut flights = stream::iter(flights).buffer_unordered(parallel.max(1));
+            while let Some(flown) = flights.next().await {
+                flown?;
+            }
+            drop(flights);
+            if !fill.has(wanted.clone()) {
+                // A chunk that was here turned out to be bad meanwhile.
+                continue;
+            }
+            if !is_all && !fill.is_whole() {
+                let (dir, path) = (self.inner.dir.clone(), layout::fill(&self.inner.dir, &object.key));
+                return Ok(blocking("sync", &path, move || fill.settle(&dir)).await?);
+            }
+            let mut ended = fill.ended.subscribe();
+            tokio::select! {
+                biased;
+                ended = ended.wait_for(Option::is_some) => {
+                    let closed = || Err(CacheError::Closed { path: self.inner.dir.clone() });
+                    return Ok(ended.ok().and_then(|e| e.clone()).unwrap_or_else(closed)?);
+                }
+                Ok(()) = damages.changed() => {}
+            }
         }
-        drop(flights);
-        if !is_all && !fill.is_whole() {
-            let (dir, path) = (self.inner.dir.clone(), layout::fill(&self.inner.dir, &object.key));
-            return Ok(blocking("sync", &path, move || fill.settle(&dir)).await?);
-        }
-        let mut ended = fill.ended.subscribe();
-        let ended = ended.wait_for(Option::is_some).await;
-        ended.ok().and_then(|e| e.clone()).unwrap_or_else(|| Err(CacheError::Closed { path: self.inner.dir.clone() }))?;
-        Ok(())
     }
 
     /// Files removed to make room since the folder was taken over.
@@ -526,15 +546,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         if let Some(room) = fill.room(range.start / CHUNK) {
             room.start.clone().await?;
         }
-        let (dir, key, size, crcs, at) = (self.inner.dir.clone(), fill.key, fill.size, fill.crcs(range), range.clone());
-        off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await.map_err(|e| {
-            let path = layout::fill(&self.inner.dir, &fill.key);
-            if let Unreadable::Rotten { start, .. } = e {
-                tracing::warn!(path = %path.display(), error = %e, "a chunk of an unfinished file is bad; it is fetched again");
-                fill.lost(start / CHUNK);
+        let (crcs, changes) = fill.at_rest(range).ok_or_else(|| chunk::removed(&self.inner, fill))?;
+        let (dir, key, size, at) = (self.inner.dir.clone(), fill.key, fill.size, range.clone());
+        match off(move || blocks::read(&fill::open_to_read(&dir, &key)?, size, &at, &crcs)).await {
+            Ok(checked) => Ok(checked),
+            Err(e) => {
+                if let Unreadable::Rotten { start, .. } = e {
+                    chunk::lost(&self.inner, fill, start / CHUNK, changes, &e).await;
+                }
+                Err(e.of("read", &layout::fill(&self.inner.dir, &fill.key)))
             }
-            e.of("read", &path)
-        })
+        }
     }
 }
 

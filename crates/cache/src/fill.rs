@@ -5,10 +5,10 @@ mod journal;
 
 #[cfg(test)]
 pub(crate) use files::{STEPS, Whole};
-pub(crate) use files::{abandon, begin, create, finish, open_to_read, open_to_write, punch, settle};
-pub(crate) use journal::{
-    Journal, append, decode as read_journal, forget, load as load_journal, with_checksums as journal_with_checksums,
-};
+pub(crate) use files::{begin, create, open_to_read, open_to_write, punch};
+#[cfg(test)]
+pub(crate) use journal::append;
+pub(crate) use journal::{Journal, decode as read_journal, load as load_journal, with_checksums as journal_with_checksums};
 
 use crate::{
     CHUNK, CacheError, ReadError,
@@ -89,12 +89,44 @@ pub(crate) struct Map<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub here: u64,
     /// Of each block; meaningless for a chunk that is missing.
     crcs: Vec<u32>,
+    /// Chunks that the journal is to tell of, with these checksums.
+    told: Vec<bool>,
+    /// Grows whenever bytes of a chunk that is here may change from now on. What was read before that says nothing about it any more.
+    changes: u64,
+}
+
+/// What a chunk was that turned out to be bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// Someone else was there first: it is not here, or not what was read.
+    Before,
+    /// Not known to be good by this process: it may never have reached the disk.
+    Found,
+    /// Good until now.
+    Good,
+}
+
+/// What a fill has on the disk.
+#[derive(Default)]
+pub(crate) struct Files {
+    pub are_there: bool,
+    /// The journal lacks a line, and may end in half of one; what is added there is read by nobody.
+    torn: bool,
+    /// Put among the complete ones, or removed: what has these names now is not this fill's.
+    over: bool,
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Map<E> {
     fn put(&mut self, n: u64, size: u64, crcs: &[u32]) {
         let first = (n * CHUNK / block_size(size)) as usize;
         self.crcs[first..first + crcs.len()].copy_from_slice(crcs);
+    }
+
+    /// What is to be in the journal.
+    fn journal(&self, size: u64) -> Journal {
+        let told = (0..).zip(&self.told).filter(|(_, told)| **told);
+        let line = |(n, _)| (n, self.crcs[covering(size, &chunk_range(size, n))].to_vec());
+        Journal { size, chunks: told.map(line).collect() }
     }
 }
 
@@ -125,10 +157,8 @@ pub(crate) struct Fill<E: std::error::Error + Clone + Send + Sync + 'static> {
     pub key: ObjectKey,
     pub size: u64,
     pub map: Mutex<Map<E>>,
-    /// Held while space is taken and given back, and while the journal is written; are the files there?
-    pub files: Mutex<bool>,
-    /// A chunk is not in the journal.
-    unrecorded: AtomicBool,
+    /// Held while space is taken and given back, while the journal is written, and while the files are put elsewhere or removed.
+    pub files: Mutex<Files>,
     /// Its file was unlinked to make room. Who reads from it goes on; it never becomes a complete file.
     pub dropped: AtomicBool,
     /// How it ended.
@@ -139,13 +169,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
     pub fn new(key: ObjectKey, size: u64) -> Self {
         let chunks: Vec<_> = (0..chunks(size)).map(|_| Chunk::Missing).collect();
         let rooms = (0..places(size)).map(|_| None).collect();
-        let crcs = vec![0; size.div_ceil(block_size(size)) as usize];
+        let (crcs, told) = (vec![0; size.div_ceil(block_size(size)) as usize], vec![false; chunks.len()]);
         Self {
             key,
             size,
-            map: Mutex::new(Map { chunks, rooms, present: 0, here: 0, crcs }),
-            files: Mutex::new(false),
-            unrecorded: AtomicBool::new(false),
+            map: Mutex::new(Map { chunks, rooms, present: 0, here: 0, crcs, told, changes: 0 }),
+            files: Mutex::default(),
             dropped: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         }
@@ -159,13 +188,14 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
             for (n, crcs) in &journal.chunks {
                 map.put(*n, fill.size, crcs);
                 map.chunks[*n as usize] = Chunk::Found;
+                map.told[*n as usize] = true;
                 map.rooms[*n as usize] = Some(Arc::clone(&room));
             }
             map.here = map.chunks.iter().filter(|c| matches!(c, Chunk::Found)).count() as u64;
             if whole {
                 map.rooms.fill(Some(room));
             }
-            *fill.files.lock() = true;
+            fill.files.lock().are_there = true;
         }
         fill
     }
@@ -219,34 +249,83 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
             map.present -= u64::from(matches!(chunk, Chunk::Present));
             map.here -= u64::from(!matches!(chunk, Chunk::Missing));
             *chunk = Chunk::Missing;
+            map.told[n as usize] = false;
             forgotten.push(n);
         }
+        map.changes += u64::from(!forgotten.is_empty());
         forgotten
     }
 
     /// Gives the space of forgotten chunks back to the disk, but of those that are wanted again. The journal says so first. Blocks.
     pub fn give_back(&self, dir: &Path, forgotten: &[u64]) -> io::Result<()> {
-        let _files = self.files.lock();
-        let forgotten: Vec<u64> = forgotten.iter().copied().filter(|n| self.room(*n).is_none()).collect();
-        forget(dir, &self.key, &forgotten)?;
-        punch(dir, &self.key, &joined(forgotten.iter().map(|n| chunk_range(self.size, *n))))
+        let mut files = self.files.lock();
+        if files.over {
+            return Ok(());
+        }
+        let forgotten = forgotten.iter().copied().filter(|n| self.room(*n).is_none());
+        let ranges = joined(forgotten.map(|n| chunk_range(self.size, n)));
+        self.write_journal(dir, &mut files)?;
+        punch(dir, &self.key, &ranges)
+    }
+
+    /// Writes the journal anew. Blocks.
+    fn write_journal(&self, dir: &Path, files: &mut Files) -> io::Result<()> {
+        if files.over {
+            return Ok(());
+        }
+        let journal = self.map.lock().journal(self.size);
+        journal::write(dir, &self.key, &journal)?;
+        files.torn = false;
+        Ok(())
+    }
+
+    /// Takes out of the journal what was lost. Blocks.
+    pub fn tell_lost(&self, dir: &Path) -> io::Result<()> {
+        let mut files = self.files.lock();
+        if journal::is_kept(self.size) { self.write_journal(dir, &mut files) } else { Ok(()) }
     }
 
     /// Puts a chunk that was written into the journal. Blocks.
     pub fn record(&self, dir: &Path, n: u64, crcs: &[u32]) {
-        let _files = self.files.lock();
-        if let Err(error) = append(dir, &self.key, n, crcs) {
-            self.unrecorded.store(true, Ordering::Relaxed);
-            tracing::debug!(key = %self.key, %error, "a chunk is not in the journal; after a restart it is fetched again");
+        let mut files = self.files.lock();
+        {
+            let mut map = self.map.lock();
+            map.put(n, self.size, crcs);
+            map.told[n as usize] = true;
+        }
+        if files.torn || files.over {
+            return;
+        }
+        if let Err(error) = journal::append(dir, &self.key, n, crcs) {
+            files.torn = true;
+            tracing::debug!(key = %self.key, %error, "a chunk is not in the journal, which is written anew when it is to be durable");
         }
     }
 
     /// Makes durable what has landed. Blocks.
     pub fn settle(&self, dir: &Path) -> io::Result<()> {
-        if self.unrecorded.load(Ordering::Relaxed) {
-            return Err(io::Error::other("a chunk could not be put into the journal"));
+        {
+            let mut files = self.files.lock();
+            if files.torn {
+                self.write_journal(dir, &mut files)?;
+            }
         }
-        settle(dir, &self.key)
+        files::settle(dir, &self.key)
+    }
+
+    /// Makes the file durable and puts it among the complete ones. Blocks.
+    pub fn finish(&self, dir: &Path, sidecar: &Sidecar) -> Result<(), CacheError> {
+        let mut files = self.files.lock();
+        files::finish(dir, &self.key, sidecar)?;
+        files.over = true;
+        Ok(())
+    }
+
+    /// Removes what is on the disk. Blocks.
+    pub fn abandon(&self, dir: &Path) {
+        let mut files = self.files.lock();
+        files::abandon(dir, &self.key);
+        files.over = true;
     }
 
     /// Bytes that are on the disk.
@@ -277,19 +356,52 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Fill<E> {
         map.present == map.chunks.len() as u64
     }
 
-    /// A chunk on the disk turned out to be bad.
-    pub fn lost(&self, n: u64) {
+    /// A chunk on the disk turned out to be bad when so many changes had been made. It is to be taken out of the journal.
+    pub fn lost(&self, n: u64, changes: u64) -> Lost {
         let mut map = self.map.lock();
-        match map.chunks[n as usize] {
-            Chunk::Present => map.present -= 1,
-            Chunk::Found => {}
-            Chunk::Missing | Chunk::Flying(_) => return,
+        let lost = match map.chunks[n as usize] {
+            _ if map.changes != changes => Lost::Before,
+            Chunk::Present => Lost::Good,
+            Chunk::Found => Lost::Found,
+            Chunk::Missing | Chunk::Flying(_) => Lost::Before,
+        };
+        if lost != Lost::Before {
+            map.present -= u64::from(lost == Lost::Good);
+            map.here -= 1;
+            map.chunks[n as usize] = Chunk::Missing;
+            map.told[n as usize] = false;
+            map.changes += 1;
         }
-        map.here -= 1;
-        map.chunks[n as usize] = Chunk::Missing;
+        lost
     }
 
-    /// Checksums of the blocks that hold a range of chunks that are on the disk.
+    /// A chunk that was found is not what the journal says; whoever has it in flight writes it anew.
+    pub fn is_rewritten(&self, n: u64) {
+        let mut map = self.map.lock();
+        map.told[n as usize] = false;
+        map.changes += 1;
+    }
+
+    /// A chunk that was found is what the journal says; is it the last one?
+    pub fn is_good(&self, n: u64, changes: u64) -> bool {
+        let mut map = self.map.lock();
+        if map.changes != changes || !matches!(map.chunks[n as usize], Chunk::Found) {
+            return false;
+        }
+        map.chunks[n as usize] = Chunk::Present;
+        map.present += 1;
+        map.present == map.chunks.len() as u64
+    }
+
+    /// If the chunks that hold a range are on the disk: checksums of its blocks, and the changes made so far.
+    pub fn at_rest(&self, range: &Range<u64>) -> Option<(Vec<u32>, u64)> {
+        let map = self.map.lock();
+        let is_here = |n| matches!(map.chunks[n as usize], Chunk::Present | Chunk::Found);
+        let at_rest = || (map.crcs[covering(self.size, range)].to_vec(), map.changes);
+        crate::covering(self.size, range).all(is_here).then(at_rest)
+    }
+
+    /// Checksums of the blocks that hold a range, as far as they were written.
     pub fn crcs(&self, range: &Range<u64>) -> Vec<u32> {
         self.map.lock().crcs[covering(self.size, range)].to_vec()
     }

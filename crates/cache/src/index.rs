@@ -6,7 +6,7 @@ use larder_core::{
     key::ObjectKey,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
@@ -33,9 +33,9 @@ struct Filling<E: std::error::Error + Clone + Send + Sync + 'static> {
 
 /// Complete files use what they are long, fills what they have space for.
 pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
-    /// Ordered, so that the scrub can go on behind the key where it was.
+    /// Both ordered, so that the scrub can go on behind the key where it was.
     complete: BTreeMap<ObjectKey, Entry>,
-    fills: HashMap<ObjectKey, Filling<E>>,
+    fills: BTreeMap<ObjectKey, Filling<E>>,
     complete_bytes: u64,
     fill_bytes: u64,
     quota: u64,
@@ -43,6 +43,12 @@ pub(crate) struct Index<E: std::error::Error + Clone + Send + Sync + 'static> {
     /// Last use of any file, as that of an entry.
     used: u32,
     pub closed: bool,
+}
+
+/// A file that is here as a whole or in part.
+pub(crate) enum Next<E: std::error::Error + Clone + Send + Sync + 'static> {
+    Complete(ObjectKey, Entry),
+    Fill(Arc<Fill<E>>),
 }
 
 /// What nobody wants or works on, to be given back to the disk.
@@ -65,7 +71,7 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         let complete_bytes = complete.values().map(|e| e.size).sum();
         Self {
             complete,
-            fills: HashMap::new(),
+            fills: BTreeMap::new(),
             complete_bytes,
             fill_bytes: 0,
             quota,
@@ -105,10 +111,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.complete.get(key).copied()
     }
 
-    /// The next complete file in the order of keys.
-    pub fn next(&self, behind: Option<&ObjectKey>) -> Option<(ObjectKey, Entry)> {
-        let from = behind.map_or(Bound::Unbounded, Bound::Excluded);
-        self.complete.range((from, Bound::Unbounded)).next().map(|(key, entry)| (*key, *entry))
+    /// The next complete or unfinished file in the order of keys.
+    pub fn next(&self, behind: Option<&ObjectKey>) -> Option<Next<E>> {
+        let behind = (behind.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let complete = self.complete.range(behind).next().map(|(key, entry)| (key, Next::Complete(*key, *entry)));
+        let fill = self.fills.range(behind).next().map(|(key, filling)| (key, Next::Fill(Arc::clone(&filling.fill))));
+        complete.into_iter().chain(fill).min_by_key(|(key, _)| *key).map(|(_, next)| next)
+    }
+
+    /// Unfinished files and their sizes.
+    pub fn unfinished(&self) -> impl Iterator<Item = (ObjectKey, u64)> {
+        self.fills.iter().map(|(key, filling)| (*key, filling.fill.size))
     }
 
     fn now(&self) -> u32 {
@@ -145,6 +158,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
     pub fn verified(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.complete.get_mut(key) {
             entry.verified = true;
+        }
+    }
+
+    /// It is to be compared before it is given to anyone.
+    pub fn doubt(&mut self, key: &ObjectKey) {
+        if let Some(entry) = self.complete.get_mut(key) {
+            entry.verified = false;
         }
     }
 
@@ -194,7 +214,9 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         self.fill_bytes -= reserved;
         if complete {
             self.complete_bytes += fill.size;
-            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified: true, used: self.now() });
+            // A chunk may have turned out to be bad while the file was put in its place.
+            let verified = fill.is_whole();
+            self.complete.insert(fill.key, Entry { size: fill.size, keep, verified, used: self.now() });
         }
     }
 

@@ -87,7 +87,7 @@ pub(crate) fn status(worker: &Worker) -> StatusResponse {
         snapshots,
         preload: worker.report.preload(),
         cached_bytes: usage.on_disk(),
-        cached_files: usage.files,
+        cached_files: worker.files(),
         origin_bytes: worker.received.objects(),
         problems: worker.report.problems(),
     }

@@ -65,11 +65,16 @@ async fn save(worker: Arc<Worker>) {
     }
 }
 
-/// Files that turned out to be bad, for the status and the metrics.
+/// Files and parts of such that turned out to be bad, for the status and the metrics.
 async fn tell_damages(worker: Arc<Worker>) {
-    let mut damages = worker.cache.damages();
+    let (mut damages, mut told) = (worker.cache.damages(), 0);
     while damages.changed().await.is_ok() {
         let files = *damages.borrow_and_update();
+        if files == told {
+            // Something is missing again that was not known to be good.
+            continue;
+        }
+        told = files;
         worker.metrics.damaged_files.inc_by(files.saturating_sub(worker.metrics.damaged_files.get()));
         worker.report.set(Topic::Integrity, Some(damage_problem(files, &worker.cache.quarantines())));
     }

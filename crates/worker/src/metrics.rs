@@ -21,7 +21,7 @@ use std::{
 
 /// Bytes of complete files on this node, and of the stripes of files that are kept in part.
 pub const CACHED_BYTES: &str = "larder_worker_cached_bytes";
-/// Complete files on this node.
+/// Complete files on this node, and those in stripes of which it is to have the first, and has it.
 pub const CACHED_FILES: &str = "larder_worker_cached_files";
 /// Bytes reserved for what is not on the disk yet.
 pub const FILLING_BYTES: &str = "larder_worker_filling_bytes";
@@ -41,7 +41,7 @@ pub const SERVED_BYTES: &str = "larder_worker_served_bytes";
 pub const COPIED_BYTES: &str = "larder_worker_copied_bytes";
 /// Bytes given to other workers from the own disk: to new owners, and for copies that they keep.
 pub const GIVEN_BYTES: &str = "larder_worker_given_bytes";
-/// Complete files that were found to be bad and went to the quarantine.
+/// Complete files that were found to be bad and went to the quarantine, and chunks of others.
 pub const DAMAGED_FILES: &str = "larder_worker_damaged_files";
 /// Bytes that were read only to compare them with their checksums.
 pub const COMPARED_BYTES: &str = "larder_worker_compared_bytes";
@@ -108,7 +108,11 @@ impl Metrics {
         exposition.family(ORIGIN_ERRORS, "What the origin did not give, after all tries", m.origin_errors.clone());
         exposition.family(SERVED_BYTES, "Bytes given to peers, by where they were", m.served.clone());
         exposition.single(COPIED_BYTES, "Bytes copied from the disks of other workers", m.copied_bytes.clone());
-        exposition.single(DAMAGED_FILES, "Complete files that were found to be bad", m.damaged_files.clone());
+        exposition.single(
+            DAMAGED_FILES,
+            "Complete files and chunks of others that were found to be bad",
+            m.damaged_files.clone(),
+        );
         exposition.single(GIVEN_BYTES, "Bytes given to other workers from the own disk", m.given_bytes.clone());
         exposition.single(KEPT_FILES, "Files of other nodes copied because pods here read them", m.kept_files.clone());
         exposition.single(KEPT_BYTES, "Bytes of such files", m.kept_bytes.clone());
@@ -156,9 +160,9 @@ const FIGURES: [Figure; 8] = [
     },
     Figure {
         name: CACHED_FILES,
-        help: "Complete files on this node",
+        help: "Complete files on this node, and those in stripes of which it is to have the first, and has it",
         kind: MetricType::Gauge,
-        of: |worker| worker.cache.usage().files,
+        of: Worker::files,
     },
     Figure {
         name: FILLING_BYTES,

@@ -84,11 +84,15 @@ impl Topic {
     }
 }
 
-/// Files that turned out to be bad since the worker started.
+/// Files, and chunks of those that are not complete, that turned out to be bad since the worker started.
 pub(crate) fn damage_problem(files: u64, quarantines: &[PathBuf]) -> pb::Problem {
-    let files = if files == 1 { "1 cached file was".to_owned() } else { format!("{files} cached files were") };
+    let files = if files == 1 {
+        "1 cached file or part of one was".to_owned()
+    } else {
+        format!("{files} cached files or parts of such were")
+    };
     let message = format!(
-        "{files} not what had been written; they are fetched again, no wrong byte was served from them by Larder itself; check this disk (the newest are in {})",
+        "{files} not what had been written; they are fetched again, no wrong byte was served from them by Larder itself; check this disk (the newest complete ones are in {})",
         quarantines.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     );
     problem(reasons::DATA_CORRUPTED, message)

@@ -302,6 +302,18 @@ impl Worker {
         if members.is_striped(at.size) { self.cache.has(&at.key, stripe) } else { self.cache.contains(&at.key) }
     }
 
+    /// Files that this node has: complete ones, and those in stripes of which it is to have the first, and has all of that.
+    pub fn files(&self) -> u64 {
+        let members = self.roster.borrow().members.clone();
+        let counts = |(key, size): &(ObjectKey, u64)| {
+            let first = members.stripes(*size).next();
+            members.is_striped(*size) && self.holds(key, 0) && first.is_some_and(|first| self.cache.has(key, &first))
+        };
+        // Before the others: one that becomes complete at this moment counts twice rather than not at all.
+        let in_stripes = self.cache.unfinished().iter().filter(|file| counts(file)).count() as u64;
+        in_stripes + self.cache.usage().files
+    }
+
     /// A file for the cache; of one that is striped each node keeps a part.
     pub fn object(&self, at: &Located, keep: Keep) -> Object {
         Object { key: at.key, size: at.size, keep, in_part: self.roster.borrow().members.is_striped(at.size) }

@@ -55,11 +55,11 @@ pub struct SnapshotStatus {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheStatus {
-    /// Bytes of complete files on all nodes.
+    /// Bytes of complete files and of stripes on all nodes.
     #[serde(default)]
     #[schemars(extend("format" = "int64"))]
     pub bytes: u64,
-    /// Complete files on all nodes.
+    /// Files on all nodes: complete ones, and those in stripes where their first stripe is.
     #[serde(default)]
     #[schemars(extend("format" = "int64"))]
     pub files: u64,

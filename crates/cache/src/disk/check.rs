@@ -52,7 +52,7 @@ impl Default for Checks {
 /// How good the files are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Integrity {
-    /// Files that were found to be bad since the process started.
+    /// Files, and chunks of those that are not complete, that were found to be bad since the process started.
     pub damaged_files: u64,
     /// Bytes that were read only to compare them, since then.
     pub compared_bytes: u64,

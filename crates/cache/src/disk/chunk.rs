@@ -3,9 +3,9 @@
 use super::{Inner, Lane};
 use crate::{
     CacheError, ReadError, blocks, chunk_range, chunks,
-    fill::{self, Chunk, Fill, Flight, Room},
+    fill::{self, Chunk, Fill, Flight, Lost, Room},
     layout,
-    unreadable::off,
+    unreadable::{Unreadable, off},
 };
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -122,6 +122,9 @@ where
             landed(&inner, &fill, n, &crcs);
             return Ok(());
         }
+        fill.is_rewritten(n);
+        // Whoever counted it goes over it, should it not come.
+        inner.common.damages.send_modify(|_| ());
     }
     let fetched = async {
         let permits = permits(&inner, want, lane).await;
@@ -159,10 +162,50 @@ fn landed<E: std::error::Error + Clone + Send + Sync + 'static>(
     crcs: &[u32],
 ) {
     if fill.landed(n, crcs) {
-        // Apart: the readers of this chunk do not wait for the disk to sync.
-        let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
-        inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });
+        complete(inner, fill);
     }
+}
+
+/// Apart: the readers of the last chunk do not wait for the disk to sync.
+fn complete<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Arc<Inner<E>>, fill: &Arc<Fill<E>>) {
+    let (inner, fill) = (Arc::clone(inner), Arc::clone(fill));
+    inner.tasks.clone().spawn(async move { finish(&inner, &fill).await });
+}
+
+/// A chunk that was read when so many changes had been made is what it was written as.
+pub(super) fn good<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    n: u64,
+    changes: u64,
+) {
+    if fill.is_good(n, changes) {
+        complete(inner, fill);
+    }
+}
+
+/// A chunk of an unfinished file that was read when so many changes had been made is bad: it is missing from then on, on the disk as
+/// well, and whoever goes on filling it is told.
+pub(super) async fn lost<E: std::error::Error + Clone + Send + Sync + 'static>(
+    inner: &Arc<Inner<E>>,
+    fill: &Arc<Fill<E>>,
+    n: u64,
+    changes: u64,
+    error: &Unreadable,
+) {
+    let lost = fill.lost(n, changes);
+    if lost == Lost::Before {
+        return;
+    }
+    // It may have become complete with that chunk in it.
+    inner.index.lock().doubt(&fill.key);
+    let path = layout::fill(&inner.dir, &fill.key);
+    tracing::warn!(path = %path.display(), %error, "a chunk of an unfinished file is bad; it is fetched again");
+    let (dir, of) = (inner.dir.clone(), Arc::clone(fill));
+    if let Err(error) = super::blocking("write", &layout::journal(&inner.dir, &fill.key), move || of.tell_lost(&dir)).await {
+        tracing::warn!(%error, "a bad chunk stays in the journal; a restart finds it once more");
+    }
+    inner.common.damages.send_modify(|count| *count += u64::from(lost == Lost::Good));
 }
 
 /// The checksums of a chunk that a process before this one had written, if it is still what they say.
@@ -192,7 +235,7 @@ async fn permits<E: std::error::Error + Clone + Send + Sync + 'static>(
     (background, inner.common.budget.acquire_many(kib).await.ok())
 }
 
-fn removed<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Inner<E>, fill: &Fill<E>) -> CacheError {
+pub(super) fn removed<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Inner<E>, fill: &Fill<E>) -> CacheError {
     CacheError::Removed { path: layout::fill(&inner.dir, &fill.key) }
 }
 
@@ -202,8 +245,8 @@ async fn finish<E: std::error::Error + Clone + Send + Sync + 'static>(inner: &Ar
         return;
     }
     let Some(sidecar) = fill.sidecar() else { return };
-    let (dir, key) = (inner.dir.clone(), fill.key);
-    let result = tokio::task::spawn_blocking(move || fill::finish(&dir, &key, &sidecar)).await;
+    let (dir, of) = (inner.dir.clone(), Arc::clone(fill));
+    let result = tokio::task::spawn_blocking(move || of.finish(&dir, &sidecar)).await;
     let path = layout::fill(&inner.dir, &fill.key);
     end(inner, fill, result.unwrap_or_else(|e| Err(CacheError::disk("finish", path)(io::Error::other(e))))).await;
 }
@@ -215,8 +258,8 @@ async fn end<E: std::error::Error + Clone + Send + Sync + 'static>(
     result: Result<(), CacheError>,
 ) {
     if result.is_err() {
-        let (dir, key) = (inner.dir.clone(), fill.key);
-        if let Err(e) = tokio::task::spawn_blocking(move || fill::abandon(&dir, &key)).await {
+        let (dir, of) = (inner.dir.clone(), Arc::clone(fill));
+        if let Err(e) = tokio::task::spawn_blocking(move || of.abandon(&dir)).await {
             tracing::warn!(key = %fill.key, error = %e, "remove unfinished file");
         }
     }

@@ -94,10 +94,10 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
 
     /// Blocks.
     fn take_space(&self, fill: &Fill<E>, lacking: &[Range<u64>], wanted: Wanted) -> Result<(), Refused> {
-        let mut is_there = fill.files.lock();
+        let mut files = fill.files.lock();
         let (dir, key) = (&self.dir, &fill.key);
         let path = layout::fill(dir, key);
-        let file = if *is_there {
+        let file = if files.are_there {
             fill::open_to_write(dir, key).map_err(CacheError::disk("open", &path))?
         } else {
             fill::create(dir, key)?
@@ -115,11 +115,11 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
             }
             reserved => reserved?,
         }
-        if !*is_there {
+        if !files.are_there {
             // Of an object that is kept in part, too: a file that is not as long as the journal says counts for nothing.
             space::lengthen(&file, fill.size).map_err(CacheError::disk("resize", &path))?;
             fill::begin(dir, key, fill.size)?;
-            *is_there = true;
+            files.are_there = true;
         }
         Ok(())
     }

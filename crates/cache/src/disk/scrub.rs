@@ -1,13 +1,14 @@
-//! The scrub: reads all complete files in the background, slowly, because a bit that flips in a file that nobody opens is found
-//! by nobody else.
+//! The scrub: reads all complete files and what is here of others in the background, slowly, because a bit that flips in a file that
+//! nobody opens is found by nobody else.
 //!
 //! It reads past the page cache, whose pages may be better than the disk and are needed by others, and goes on where it was
 //! after a restart.
 
-use super::{Disk, blocking};
+use super::{Disk, blocking, chunk};
 use crate::{
-    CacheError, blocks,
-    index::Entry,
+    CacheError, blocks, chunk_range, chunks,
+    fill::Fill,
+    index::Next,
     layout, sidecar,
     unreadable::{Unreadable, off},
 };
@@ -17,9 +18,10 @@ use nix::fcntl::OFlag;
 use std::{
     fs::{self, File},
     io,
+    ops::Range,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -82,7 +84,7 @@ fn now() -> u64 {
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
-    /// Reads all complete files against their checksums, one after the other, again and again, at most so many bytes a second.
+    /// Reads all files against their checksums, one after the other, again and again, at most so many bytes a second.
     /// Ends only when the cache is closed.
     pub async fn scrub(&self, bytes_per_second: u64) {
         let endless = async {
@@ -100,8 +102,17 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         let mut saved = Instant::now();
         loop {
             let next = self.inner.index.lock().next(behind.as_ref());
-            let Some((key, Entry { size, .. })) = next else { break };
-            self.scrub_file(&key, size, bytes_per_second).await;
+            let key = match next {
+                None => break,
+                Some(Next::Complete(key, entry)) => {
+                    self.scrub_file(&key, entry.size, bytes_per_second).await;
+                    key
+                }
+                Some(Next::Fill(fill)) => {
+                    self.scrub_fill(&fill, bytes_per_second).await;
+                    fill.key
+                }
+            };
             behind = Some(key);
             self.inner.scrubbed.lock().behind = behind;
             if saved.elapsed() > SAVE {
@@ -121,15 +132,35 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     }
 
     async fn scrub_file(&self, key: &ObjectKey, size: u64, bytes_per_second: u64) {
-        match self.read_slowly(*key, size, bytes_per_second).await {
+        let (dir, of) = (self.inner.dir.clone(), *key);
+        match self.read_slowly(move || Reader::of_complete(&dir, &of, size), bytes_per_second).await {
             Ok(()) => self.inner.index.lock().verified(key),
             Err(e) => drop::<CacheError>(self.unreadable(key, e, "scrub").await),
         }
     }
 
-    async fn read_slowly(&self, key: ObjectKey, size: u64, bytes_per_second: u64) -> Result<(), Unreadable> {
-        let dir = self.inner.dir.clone();
-        let mut reader = off(move || Reader::open(&dir, &key, size)).await?;
+    /// What lies at rest of an unfinished file, chunk by chunk.
+    async fn scrub_fill(&self, fill: &Arc<Fill<E>>, bytes_per_second: u64) {
+        for n in 0..chunks(fill.size) {
+            let range = chunk_range(fill.size, n);
+            let Some((crcs, changes)) = fill.at_rest(&range) else { continue };
+            let (dir, key, size) = (self.inner.dir.clone(), fill.key, fill.size);
+            match self.read_slowly(move || Reader::of_chunk(&dir, &key, size, range, crcs), bytes_per_second).await {
+                Ok(()) => chunk::good(&self.inner, fill, n, changes),
+                // Given up meanwhile.
+                Err(Unreadable::Disk(e)) if e.kind() == io::ErrorKind::NotFound => return,
+                Err(e) if e.is_damage() => chunk::lost(&self.inner, fill, n, changes, &e).await,
+                Err(error) => tracing::debug!(key = %fill.key, %error, "a chunk of an unfinished file is not compared"),
+            }
+        }
+    }
+
+    async fn read_slowly(
+        &self,
+        open: impl FnOnce() -> Result<Reader, Unreadable> + Send + 'static,
+        bytes_per_second: u64,
+    ) -> Result<(), Unreadable> {
+        let mut reader = off(open).await?;
         while !reader.at_end() {
             let (began, from) = (Instant::now(), reader.at);
             reader = off(move || reader.step()).await?;
@@ -142,50 +173,72 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
     }
 }
 
-/// One file, piece by piece.
+/// One file, or a chunk of one, piece by piece.
 struct Reader {
     file: File,
-    sidecar: sidecar::Sidecar,
+    /// Of the whole file.
+    size: u64,
     at: u64,
+    end: u64,
+    /// Of the blocks of what it reads.
+    crcs: Vec<u32>,
+    /// Of those before `at`.
+    compared: usize,
     piece: usize,
     buf: Vec<u8>,
 }
 
+/// Past the page cache, where the file system can.
+fn open_direct(path: &Path) -> io::Result<File> {
+    match File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(path),
+        opened => opened,
+    }
+}
+
 impl Reader {
-    fn open(dir: &Path, key: &ObjectKey, size: u64) -> Result<Self, Unreadable> {
+    fn of_complete(dir: &Path, key: &ObjectKey, size: u64) -> Result<Self, Unreadable> {
         let sidecar = sidecar::load(&layout::sidecar(dir, key, size))?;
-        let path = layout::data(dir, key);
-        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path);
-        let file = match direct {
-            // Not every file system has it.
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(&path)?,
-            opened => opened?,
-        };
+        let file = open_direct(&layout::data(dir, key))?;
         if sidecar.size != size || file.metadata()?.len() != size {
             return Err(Unreadable::Length { want: size });
         }
-        let piece = PIECE.max(blocks::block_size(sidecar.size)) as usize;
-        Ok(Self { file, sidecar, at: 0, piece, buf: vec![0; piece + ALIGN] })
+        Ok(Self::new(file, size, 0..size, sidecar.crcs))
+    }
+
+    /// The file may have been put among the complete ones a moment ago.
+    fn of_chunk(dir: &Path, key: &ObjectKey, size: u64, range: Range<u64>, crcs: Vec<u32>) -> Result<Self, Unreadable> {
+        let file = match open_direct(&layout::fill(dir, key)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => open_direct(&layout::data(dir, key))?,
+            opened => opened?,
+        };
+        Ok(Self::new(file, size, range, crcs))
+    }
+
+    fn new(file: File, size: u64, Range { start, end }: Range<u64>, crcs: Vec<u32>) -> Self {
+        let piece = PIECE.max(blocks::block_size(size)) as usize;
+        Self { file, size, at: start, end, crcs, compared: 0, piece, buf: vec![0; piece + ALIGN] }
     }
 
     fn at_end(&self) -> bool {
-        self.at == self.sidecar.size
+        self.at == self.end
     }
 
     fn step(mut self) -> Result<Self, Unreadable> {
         let skip = self.buf.as_ptr().align_offset(ALIGN);
         let buf = &mut self.buf[skip..skip + self.piece];
-        let want = self.piece.min((self.sidecar.size - self.at) as usize);
+        let want = self.piece.min((self.end - self.at) as usize);
         let mut got = 0;
         while got < want {
             match self.file.read_at(&mut buf[got..], self.at + got as u64) {
-                Ok(0) => return Err(Unreadable::Length { want: self.sidecar.size }),
+                Ok(0) => return Err(Unreadable::Length { want: self.size }),
                 Ok(n) => got += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        blocks::compare(&self.sidecar, self.at, &buf[..want])?;
+        blocks::compare(self.size, self.at, &buf[..want], &self.crcs[self.compared..])?;
+        self.compared += want.div_ceil(blocks::block_size(self.size) as usize);
         self.at += want as u64;
         Ok(self)
     }

@@ -41,7 +41,7 @@ pub(crate) fn open_to_read(dir: &Path, key: &ObjectKey) -> io::Result<File> {
 }
 
 /// Makes what has landed of an unfinished file durable, and its journal; one that was finished meanwhile is. Blocks.
-pub(crate) fn settle(dir: &Path, key: &ObjectKey) -> io::Result<()> {
+pub(super) fn settle(dir: &Path, key: &ObjectKey) -> io::Result<()> {
     open_to_read(dir, key)?.sync_data()?;
     match File::open(layout::journal(dir, key)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && layout::data(dir, key).exists() => return Ok(()),
@@ -73,7 +73,7 @@ pub(crate) struct Whole<'a> {
 }
 
 /// Makes the file durable and puts it among the complete ones. Blocks.
-pub(crate) fn finish(dir: &Path, key: &ObjectKey, sidecar: &Sidecar) -> Result<(), CacheError> {
+pub(super) fn finish(dir: &Path, key: &ObjectKey, sidecar: &Sidecar) -> Result<(), CacheError> {
     let whole = Whole { dir, key, sidecar };
     STEPS.iter().try_for_each(|step| step(&whole))
 }
@@ -134,7 +134,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Removes what a fill left behind; the journal first, without which the rest counts for nothing. Blocks.
-pub(crate) fn abandon(dir: &Path, key: &ObjectKey) {
+pub(super) fn abandon(dir: &Path, key: &ObjectKey) {
     for path in [layout::journal(dir, key), layout::fill_sidecar(dir, key), layout::fill(dir, key)] {
         if let Err(e) = remove(&path) {
             tracing::warn!(path = %path.display(), error = %e, "remove unfinished file; the next start does it");

@@ -78,16 +78,11 @@ pub(crate) fn load(dir: &Path, key: &ObjectKey) -> Option<Journal> {
     Some(journal)
 }
 
-/// Writes it anew without some chunks, which are in order; so they are not there after a loss of power either. Blocks.
-pub(crate) fn forget(dir: &Path, key: &ObjectKey, chunks: &[u64]) -> io::Result<()> {
-    let path = layout::journal(dir, key);
-    let bytes = fs::read(&path)?;
-    let unreadable = || io::Error::new(io::ErrorKind::InvalidData, "the journal cannot be read");
-    let (journal, _) = decode(&bytes).ok_or_else(unreadable)?;
-    let mut left = header(journal.size);
-    let kept = journal.chunks.iter().filter(|(n, _)| chunks.binary_search(n).is_err());
-    kept.for_each(|(n, crcs)| left.extend(record_of(*n, crcs)));
-    replace(&path, &left, Readers::Usual, PowerLoss::KeepsNew)
+/// Writes it anew; so what it does not tell of is not there after a loss of power either. Blocks.
+pub(super) fn write(dir: &Path, key: &ObjectKey, journal: &Journal) -> io::Result<()> {
+    let mut bytes = header(journal.size);
+    journal.chunks.iter().for_each(|(n, crcs)| bytes.extend(record_of(*n, crcs)));
+    replace(&layout::journal(dir, key), &bytes, Readers::Usual, PowerLoss::KeepsNew)
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Journal, usize)> {

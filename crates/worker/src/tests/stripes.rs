@@ -1,6 +1,6 @@
 //! Files larger than one node should hold.
 
-use super::harness::{Cluster, Node, dataset, orders, read_all, size};
+use super::harness::{Cluster, Node, dataset, eventually, orders, read_all, size};
 use crate::objects::answer;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
 };
 
 const STRIPE: u64 = CHUNK;
@@ -60,6 +60,7 @@ async fn all_nodes_have_a_part_of_a_large_file_and_each_byte_leaves_the_origin_o
         let (share, status) = (node.has_share(cluster.share(&snapshot, node)).await, node.status().await);
         assert_eq!((share.bytes_done, share.files_done, share.files_failed), (share.bytes_total, share.files_total, 0));
         assert_eq!((status.cached_bytes, status.origin_bytes), (share.bytes_total, share.bytes_total));
+        assert_eq!(status.cached_files, share.files_total, "it counts the files of which it has the first stripe");
         let third = size(&files) / 3;
         assert!((third / 2..third * 2).contains(&share.bytes_total), "{share:?} of {}", size(&files));
         // Sidecars, journals and what the file system rounds.
@@ -220,4 +221,33 @@ async fn stripes_of_others_make_room_for_those_of_the_share() {
     assert!(allocated(node) < before + (3 << 20), "{}", allocated(node));
     assert_eq!(read_all(&cluster, &second, &files).await, BTreeMap::from([(Source::Disk, files.len())]));
     assert_eq!(server.seen().bytes, size(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_chunk_of_a_stripe_is_fetched_again_by_the_node_that_keeps_it() {
+    let server = FakeS3::start().await;
+    let files = files(&server);
+    let (mut cluster, snapshot) = preloaded(&server, 3, 1).await;
+    let index = huge(&cluster, &snapshot);
+    let key = cluster.catalog(&snapshot).object_key(index).unwrap();
+    let stripe = 5 * STRIPE..6 * STRIPE;
+    let n = cluster.nodes.iter().position(|node| node.worker().cache.has(&key, &stripe)).unwrap();
+    // Found while the worker runs, and after a restart, when it could also be that it never reached the disk.
+    for (times, told) in [(1, true), (2, false)] {
+        let node = &cluster.nodes[n];
+        let file = File::options().write(true).open(node.dir.join("fill").join(key.to_string())).unwrap();
+        file.write_all_at(b"!!", stripe.start + 9).unwrap();
+        // Whoever asks only for what is there fetches nothing.
+        let chunk = node.worker().cache.chunk_here(&key, &stripe).await;
+        assert!(chunk.is_none());
+        eventually("the chunk is here again", async || node.worker().cache.has(&key, &stripe)).await;
+        node.preloaded().await;
+        assert_eq!(server.seen().bytes, size(&files) + times * STRIPE);
+        let problems = node.status().await.problems;
+        assert_eq!(problems.iter().any(|p| p.reason == "DataCorrupted"), told, "{problems:?}");
+        cluster.restart(n).await;
+        cluster.nodes[n].preloaded().await;
+    }
+    assert_eq!(read_all(&cluster, &snapshot, &files).await, BTreeMap::from([(Source::Disk, files.len())]));
+    assert_eq!(server.seen().bytes, size(&files) + 2 * STRIPE);
 }

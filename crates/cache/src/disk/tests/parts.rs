@@ -155,6 +155,244 @@ async fn who_reads_what_is_given_back_gets_the_right_bytes() {
     }
 }
 
+/// Nothing can be added to the journal meanwhile.
+async fn without_journal(dir: &Path, meanwhile: impl AsyncFnOnce()) {
+    let (journal, aside) = (layout::journal(dir, &key(1)), dir.join("aside"));
+    fs::rename(&journal, &aside).unwrap();
+    fs::create_dir(&journal).unwrap();
+    meanwhile().await;
+    fs::remove_dir(&journal).unwrap();
+    fs::rename(&aside, &journal).unwrap();
+}
+
+fn assert_here(cache: &Disk<Broken>, stripes: impl IntoIterator<Item = u64>) {
+    for n in stripes {
+        assert!(cache.has(&key(1), &stripe(n)), "stripe {n} is not here");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_could_not_be_written_to_is_written_anew_when_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+        without_journal(dir.path(), async || {
+            for fetch in [at_once, never] {
+                let e = cache.fill_part(&part(), stripe(1), 2, fetch).await.unwrap_err();
+                assert!(matches!(e, ReadError::Cache(CacheError::Disk { .. })), "{e}");
+            }
+        })
+        .await;
+        cache.fill_part(&part(), stripe(1), 2, never).await.unwrap();
+    }
+    let cache = open(dir.path());
+    assert_here(&cache, [0, 1]);
+    assert_eq!(cache.read_range(&part(), 0..2 * STRIPE, never).await.unwrap().bytes, content(0..2 * STRIPE));
+}
+
+#[tokio::test]
+async fn what_lies_behind_half_a_record_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let chunk = |n| chunk_range(SIZE, n);
+    {
+        let cache = open(dir.path());
+        cache.fill_part(&part(), chunk(0), 2, at_once).await.unwrap();
+        let mut journal = File::options().append(true).open(layout::journal(dir.path(), &key(1))).unwrap();
+        std::io::Write::write_all(&mut journal, &[0, 0, 0, 0, 7]).unwrap();
+        without_journal(dir.path(), async || {
+            cache.fill_part(&part(), chunk(1), 2, at_once).await.unwrap_err();
+        })
+        .await;
+        // Nothing stands in the way of its record any more, but that half of one.
+        cache.fill_part(&part(), chunk(2), 2, at_once).await.unwrap();
+    }
+    let cache = open(dir.path());
+    assert!((0..3).all(|n| cache.has(&key(1), &chunk(n))));
+}
+
+#[test]
+fn a_chunk_that_is_written_while_the_journal_is_written_anew_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(layout::fill_folder(dir.path())).unwrap();
+    let fill = Fill::<Broken>::new(key(1), SIZE);
+    fill::create(dir.path(), &key(1)).unwrap();
+    let crcs = |n: u64| blocks::crcs(SIZE, &content(chunk_range(SIZE, n)));
+    // There is no journal to add it to.
+    fill.record(dir.path(), 0, &crcs(0));
+    fill.landed(0, &crcs(0));
+    // Another one is written, and has not landed when the first is settled.
+    fill.record(dir.path(), 3, &crcs(3));
+    fill.settle(dir.path()).unwrap();
+    fill.landed(3, &crcs(3));
+    let told = || fill::load_journal(dir.path(), &key(1)).unwrap().chunks;
+    assert_eq!(told(), [(0, crcs(0)), (3, crcs(3))]);
+    fill.record(dir.path(), 5, &crcs(5));
+    assert_eq!(told().last(), Some(&(5, crcs(5))), "added again, as ever");
+    // Of a file that is given up nothing is written any more, where another one may begin.
+    fill.abandon(dir.path());
+    fill.record(dir.path(), 1, &crcs(1));
+    fill.tell_lost(dir.path()).unwrap();
+    assert_eq!(files(dir.path()), Vec::<String>::new());
+}
+
+/// Changes a byte of the unfinished file.
+fn flip_part(dir: &Path, at: u64) {
+    let file = File::options().read(true).write(true).open(layout::fill(dir, &key(1))).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[tokio::test]
+async fn a_bad_chunk_of_a_part_is_told_and_not_found_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+        flip_part(dir.path(), CHUNK + 5);
+        let mut damages = cache.inner.common.damages();
+        assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_some() && !damages.has_changed().unwrap());
+        assert!(cache.chunk_here(&key(1), &(CHUNK..2 * CHUNK)).await.is_none());
+        assert!(damages.has_changed().unwrap() && *damages.borrow_and_update() == 1);
+        // Once.
+        assert!(cache.chunk_here(&key(1), &(CHUNK..2 * CHUNK)).await.is_none() && !damages.has_changed().unwrap());
+    }
+    let cache = open(dir.path());
+    assert!(cache.has(&key(1), &(0..CHUNK)) && !cache.has(&key(1), &(CHUNK..2 * CHUNK)));
+    let count = Arc::new(AtomicU64::new(0));
+    cache.fill_part(&part(), stripe(0), 2, counted(&count)).await.unwrap();
+    assert_eq!(count.load(SeqCst), CHUNK);
+    // What a process before this one wrote may never have reached the disk: that is no damage, but it is missing.
+    let cache = open(dir.path());
+    flip_part(dir.path(), 5);
+    let damages = cache.inner.common.damages();
+    assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_none());
+    assert!(damages.has_changed().unwrap() && *damages.borrow() == 0);
+}
+
+#[test]
+fn who_read_a_chunk_before_it_was_fetched_again_says_nothing_about_it() {
+    let fill = Fill::<Broken>::new(key(1), SIZE);
+    let crcs = blocks::crcs(SIZE, &content(0..CHUNK));
+    fill.landed(0, &crcs);
+    let (_, first) = fill.at_rest(&(0..CHUNK)).unwrap();
+    let (_, second) = fill.at_rest(&(0..9)).unwrap();
+    assert_eq!(fill.lost(0, first), fill::Lost::Good);
+    assert!(fill.at_rest(&(0..CHUNK)).is_none());
+    fill.landed(0, &crcs);
+    assert_eq!(fill.lost(0, second), fill::Lost::Before);
+    assert!(fill.has(0..1));
+}
+
+#[tokio::test]
+async fn a_file_that_becomes_complete_with_a_bad_chunk_is_given_to_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill_part(&part(), stripe(0), 2, at_once).await.unwrap();
+    let fill = cache.inner.index.lock().fill(&key(1)).cloned().unwrap();
+    cache.fill(&part(), 2, at_once).await.unwrap();
+    flip(dir.path(), 1, 5);
+    // As a reader does that began before.
+    cache.read_fill(&fill, &(0..9)).await.unwrap_err();
+    assert!(cache.open_complete(&key(1)).await.is_none() && cache.open_now(&key(1)).is_none());
+}
+
+#[tokio::test]
+async fn a_chunk_that_goes_bad_while_others_come_is_fetched_again_by_who_fills() {
+    for object in [part(), own(1, SIZE)] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = open(dir.path());
+        cache.read_range(&object, 0..9, at_once).await.unwrap();
+        let (asked, answer, count) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
+        let (slow, quick) = (held_up(&asked, &answer), counted(&count));
+        let fetch = move |range: Range<u64>| if range.start == CHUNK { slow(range) } else { quick(range) };
+        let filling = tokio::spawn({
+            let cache = cache.clone();
+            async move { cache.fill_part(&object, stripe(0), 2, fetch).await }
+        });
+        asked.notified().await;
+        flip_part(dir.path(), 5);
+        assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_none());
+        answer.notify_one();
+        tokio::time::timeout(Duration::from_secs(10), filling).await.expect("it waits for ever").unwrap().unwrap();
+        let others = if object.in_part { 0 } else { SIZE - STRIPE };
+        assert_eq!(count.load(SeqCst), CHUNK + others, "{object:?}");
+        assert!(cache.chunk_here(&key(1), &(0..CHUNK)).await.is_some());
+    }
+}
+
+#[tokio::test]
+async fn the_scrub_compares_what_is_here_of_a_file_that_is_kept_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [0, 2] {
+            cache.fill_part(&part(), stripe(n), 2, at_once).await.unwrap();
+        }
+        // Complete files lie before and behind it.
+        for n in 2..9 {
+            cache.fill(&own(n, 100), 2, at_once).await.unwrap();
+        }
+    }
+    let here = len(&stripe(0)) + len(&stripe(2));
+    flip_part(dir.path(), SIZE - 1);
+    let cache = open(dir.path());
+    cache.pass(None, 1 << 40).await;
+    let integrity = cache.integrity();
+    assert!(integrity.scrubbed.is_some());
+    // Of the bad chunk as far as it was read.
+    assert!((here - (SIZE - 5 * CHUNK)..=here + 700).contains(&integrity.compared_bytes), "{integrity:?}");
+    let is_here = |cache: &Disk<Broken>, n| cache.has(&key(1), &chunk_range(SIZE, n));
+    let chunks_here = |cache: &Disk<Broken>| (0..6).filter(|n| is_here(cache, *n)).collect::<Vec<_>>();
+    assert_eq!(chunks_here(&cache), [0, 1, 4]);
+    assert_eq!(integrity.damaged_files, 0, "it may never have reached the disk");
+    assert_eq!(chunks_here(&open(dir.path())), [0, 1, 4], "nor is it found after a restart");
+    // What was good once is damaged now.
+    flip_part(dir.path(), 0);
+    let damages = cache.inner.common.damages();
+    cache.pass(None, 1 << 40).await;
+    assert!(damages.has_changed().unwrap() && cache.integrity().damaged_files == 1);
+    assert_eq!(chunks_here(&cache), [1, 4]);
+    // Nor what cannot be read at all.
+    let file = File::options().write(true).open(layout::fill(dir.path(), &key(1))).unwrap();
+    file.set_len(4 * CHUNK + 5).unwrap();
+    cache.pass(None, 1 << 40).await;
+    assert_eq!((chunks_here(&cache), cache.integrity().damaged_files), (vec![1], 2));
+    let count = Arc::new(AtomicU64::new(0));
+    for n in 0..3 {
+        cache.fill_part(&part(), stripe(n), 2, counted(&count)).await.unwrap();
+    }
+    assert_eq!(count.load(SeqCst), SIZE - CHUNK);
+    assert!(cache.verify(&key(1)).await);
+}
+
+#[tokio::test]
+async fn the_scrub_reads_parts_at_its_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill_part(&part(), 0..CHUNK, 2, at_once).await.unwrap();
+    let began = std::time::Instant::now();
+    cache.pass(None, 10 << 20).await;
+    assert!(began.elapsed() >= Duration::from_millis(390), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_unfinished_file_of_which_the_scrub_finds_all_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in [0, 1] {
+            cache.fill_part(&part(), stripe(n), 2, at_once).await.unwrap();
+        }
+    }
+    let cache = open(dir.path());
+    cache.pass(None, 1 << 40).await;
+    assert!(!cache.contains(&key(1)));
+    cache.fill_part(&part(), stripe(2), 2, at_once).await.unwrap();
+    assert!(cache.contains(&key(1)) && cache.verify(&key(1)).await);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Fill(u64),
