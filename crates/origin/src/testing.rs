@@ -50,6 +50,10 @@ pub struct Faults {
     pub ignore_start_after: bool,
     /// Give the same continuation token with every page.
     pub repeat_token: bool,
+    /// Give the first page again and again, each time with another token.
+    pub repeat_page: bool,
+    /// What the next requests for pages are answered with, one after the other, as if all were well.
+    pub pages: VecDeque<String>,
 }
 
 /// What goes wrong with one request for an object.
@@ -227,6 +231,10 @@ async fn answer(
         };
         tokio::time::sleep(delay).await;
         shared.lock().listing -= 1;
+        let text = shared.lock().faults.pages.pop_front();
+        if let Some(text) = text {
+            return text.into_response();
+        }
         return list(&shared, page, &query);
     }
     object(&shared, key, &headers).await
@@ -236,6 +244,7 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
     let s = shared.lock();
     let prefix = query.get("prefix").map_or("", String::as_str);
     let after = query.get("continuation-token").or(query.get("start-after").filter(|_| !s.faults.ignore_start_after));
+    let after = after.filter(|_| !s.faults.repeat_page);
     let folder = |key: &str| {
         let at = prefix.len() + key.get(prefix.len()..)?.find('/')? + 1;
         query.contains_key("delimiter").then(|| key[..at].to_owned())
@@ -265,6 +274,9 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
     }
     if s.faults.repeat_token {
         last = "again".to_owned();
+    }
+    if s.faults.repeat_page {
+        last = format!("page {}", s.seen.lists);
     }
     let token = if rest.peek().is_some() {
         format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>", escape(last.as_str()))

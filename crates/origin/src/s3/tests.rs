@@ -93,6 +93,12 @@ async fn listings_that_would_never_end_are_errors() {
     assert_eq!(e.reason(), Reason::OriginFailed);
     assert!(e.to_string().contains("same continuation token"), "{e}");
 
+    let server = FakeS3::with_pages_of(10).await;
+    put_many(&server, 500);
+    server.faults(|f| f.repeat_page = true);
+    let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
+    assert!(e.to_string().contains("same keys"), "{e}");
+
     // A page that is larger than any that S3 sends.
     let server = FakeS3::with_pages_of(1_000_000).await;
     let folder = "x".repeat(200);
@@ -100,6 +106,34 @@ async fn listings_that_would_never_end_are_errors() {
     let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
     assert_eq!(e.reason(), Reason::OriginFailed);
     assert!(e.to_string().contains("longer than"), "{e}");
+}
+
+#[tokio::test]
+async fn an_error_with_a_status_of_success_and_a_page_that_breaks_off_are_tried_again() {
+    let server = FakeS3::start().await;
+    server.put("p/a", "x");
+    let error = |code| format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>");
+    for page in [error("SlowDown"), error("InternalError"), "<?xml version=\"1.0\"?><ListBucketResult><Conte".to_owned()] {
+        server.faults(|f| f.pages = [page.clone()].into());
+        let lists = server.seen().lists;
+        let (files, _) = list(&connect(&source(&server, "p/")).0).await.unwrap();
+        assert_eq!((files.len(), server.seen().lists - lists), (1, 2), "{page}");
+    }
+    for (page, reason, text) in [
+        (error("AccessDenied"), Reason::AccessDenied, "200 AccessDenied"),
+        (error("NoSuchBucket"), Reason::BucketNotFound, "200 NoSuchBucket"),
+        ("<html><body/></html>".to_owned(), Reason::OriginFailed, "not S3's (it is <html>)"),
+        (
+            "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>".to_owned(),
+            Reason::OriginFailed,
+            "does not know ListObjectsV2",
+        ),
+    ] {
+        server.faults(|f| f.pages = [page.clone()].into());
+        let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
+        assert_eq!(e.reason(), reason, "{e}");
+        assert!(e.to_string().contains(text), "{e}");
+    }
 }
 
 #[tokio::test]
