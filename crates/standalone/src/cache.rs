@@ -46,6 +46,8 @@ pub(crate) struct Snapshot {
     pub files: u64,
     pub bytes: u64,
     pub skipped: u64,
+    /// Some of them, with the reason.
+    pub examples: Vec<String>,
     /// Seconds since 1970.
     pub time: i64,
     /// Was it taken just now?
@@ -106,8 +108,8 @@ impl Cache {
         self.config.preload = preload;
         self.worker.configure(self.config.clone()).await?;
         self.worker.start();
-        let pb::Listing { snapshot: digest, files, bytes, skipped, time, .. } = listing;
-        Ok(Snapshot { digest, files, bytes, skipped, time, fresh })
+        let pb::Listing { snapshot: digest, files, bytes, skipped, skipped_examples: examples, time, .. } = listing;
+        Ok(Snapshot { digest, files, bytes, skipped, examples, time, fresh })
     }
 
     async fn list(&mut self, refresh: bool) -> Result<pb::Listing, CacheError> {

@@ -42,6 +42,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Complete local files kept open, if the process may open twice as many.
 const OPEN_FILES: usize = 4096;
+/// Keys that are named of those that are left out.
+const EXAMPLES: usize = 3;
 /// How long readers get to close their files when the mount is taken away under them.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -161,7 +163,10 @@ pub(crate) fn describe(snapshot: &Snapshot) -> String {
         if snapshot.fresh { "listed just now".to_owned() } else { format!("as listed at {taken} (--refresh lists again)") };
     let left_out = match snapshot.skipped {
         0 => String::new(),
-        n => format!(", {} keys left out that no file system can hold", HumanCount(n)),
+        n => {
+            let examples = snapshot.examples.iter().take(EXAMPLES).cloned().collect::<Vec<_>>();
+            format!(", {} left out ({})", HumanCount(n), examples.join("; "))
+        }
     };
     format!("{} files, {}{left_out}, {age}", HumanCount(snapshot.files), BinaryBytes(snapshot.bytes))
 }

@@ -2,10 +2,16 @@
 
 use super::*;
 use crate::conformance::list;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    thread::{CapabilitySet, capabilities, set_capabilities},
+};
 use std::{
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, symlink},
+    },
 };
 use tempfile::TempDir;
 
@@ -61,6 +67,42 @@ async fn pipes_and_names_that_are_no_text_are_left_out_and_a_pipe_is_not_waited_
     fs::rename(data.join("pipe"), data.join("f")).unwrap();
     let e = origin.read_range("f", &files["f"].version, 0..1).await.unwrap_err();
     assert_eq!(e.reason(), Reason::Changed, "{e}");
+}
+
+/// Whoever runs the tests: permissions hold for this thread from now on, and for those that it starts.
+fn be_an_ordinary_user() {
+    let mut sets = capabilities(None).unwrap();
+    sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    set_capabilities(None, sets).unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_that_may_not_be_read_is_left_out_and_named_and_one_that_is_excluded_is_not_looked_into() {
+    be_an_ordinary_user();
+    let dir = folders();
+    let data = dir.path().join("allowed/data");
+    // One that may be listed and no more, and two that may not.
+    let modes = [("names", 0o444), ("lost+found", 0), ("sub/locked", 0)];
+    for (folder, mode) in modes {
+        fs::create_dir(data.join(folder)).unwrap();
+        fs::write(data.join(folder).join("x"), "x").unwrap();
+        fs::set_permissions(data.join(folder), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let listed = list(&directory(&dir, "allowed/data")).await;
+    let exclude = ["lost+found/**", "**/locked/**", "names/**"].map(str::to_owned).to_vec();
+    let uri = format!("file://{}", data.display());
+    let excluding = Directory::new(&Source { uri, exclude, ..Source::default() }, Folders::Any, Arc::default()).unwrap();
+    let excluded = list(&excluding).await;
+    let source = list(&directory(&dir, "allowed/data/lost+found")).await;
+    for (folder, _) in modes {
+        fs::set_permissions(data.join(folder), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let (files, skipped) = listed.unwrap();
+    assert_eq!(files.into_keys().collect::<Vec<_>>(), ["f"]);
+    assert_eq!(skipped, ["lost+found/", "names/x", "sub/locked/"]);
+    let (files, skipped) = excluded.unwrap();
+    assert_eq!((files.into_keys().collect::<Vec<_>>(), skipped), (vec!["f".to_owned()], vec![]));
+    assert_eq!(source.unwrap_err().reason(), Reason::AccessDenied, "the source itself");
 }
 
 #[tokio::test]
