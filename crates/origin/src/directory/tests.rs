@@ -2,11 +2,13 @@
 
 use super::*;
 use crate::conformance::list;
+use futures::StreamExt as _;
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
     thread::{CapabilitySet, capabilities, set_capabilities},
 };
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::{
         ffi::OsStrExt as _,
@@ -30,6 +32,17 @@ fn directory(dir: &TempDir, folder: &str) -> Directory {
     Directory::new(&source, Folders::Beneath(vec![dir.path().join("allowed")]), Arc::default()).unwrap()
 }
 
+/// Why what is left out is left out.
+async fn reasons(origin: &Directory) -> BTreeMap<String, &'static str> {
+    let skipped = origin.list().filter_map(|item| async move {
+        match item {
+            Ok(Item::Skipped { key, reason }) => Some((key, reason)),
+            _ => None,
+        }
+    });
+    skipped.collect().await
+}
+
 #[tokio::test]
 async fn links_are_followed_beneath_the_folder_and_nowhere_else() {
     let dir = folders();
@@ -40,11 +53,15 @@ async fn links_are_followed_beneath_the_folder_and_nowhere_else() {
     symlink("circle", data.join("circle")).unwrap();
     symlink("nowhere", data.join("dangling")).unwrap();
     symlink("sub", data.join("to-folder")).unwrap();
+    symlink(data.join("f"), data.join("absolute-inside")).unwrap();
     symlink("/proc/self/fd/0", data.join("magic")).unwrap();
     let origin = directory(&dir, "allowed/data");
     let (files, skipped) = list(&origin).await.unwrap();
     assert_eq!(files.keys().collect::<Vec<_>>(), ["f", "sub/inside"]);
-    assert_eq!(skipped, ["absolute", "circle", "dangling", "magic", "out", "to-folder"]);
+    assert_eq!(skipped, ["absolute", "absolute-inside", "circle", "dangling", "magic", "out", "to-folder"]);
+    // As docs/semantics.md says.
+    let reasons = reasons(&origin).await;
+    assert!(reasons["absolute"].contains("absolute") && reasons["to-folder"].contains("link to a folder"), "{reasons:?}");
     assert_eq!(files["f"].version, files["sub/inside"].version);
     assert_eq!(origin.read_range("sub/inside", &files["f"].version, 2..5).await.unwrap(), "234");
     // One that turns around after the listing.

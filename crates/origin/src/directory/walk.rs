@@ -74,7 +74,7 @@ fn see(inner: &Inner, root: &Root, folder: &str, entry: &DirEntry) -> Result<See
     let meta = match root.any(&path).and_then(|file| file.metadata()) {
         Ok(meta) => meta,
         Err(e) if link && (is_gone(&e) || leads_nowhere(&e)) => {
-            return skipped(path, "is a link that leads out of the folder, or nowhere");
+            return skipped(path, "is a link that is absolute, or leads out of the folder or nowhere");
         }
         Err(e) if is_gone(&e) => return Ok(Seen::Nothing),
         Err(e) if is_denied(&e) => return skipped(path, DENIED),
