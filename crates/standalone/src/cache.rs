@@ -133,18 +133,19 @@ impl Cache {
         }
     }
 
-    /// Waits until every file is on the disk; `tell` hears how far it is, again and again.
+    /// Waits until every file is on the disk; `tell` hears how far it is, again and again. What an attempt goes on in spite of (an origin
+    /// that is away for a while) is for it to tell; the first attempt that has ended without everything is an error.
     pub async fn preloaded(&self, mut tell: impl FnMut(&pb::Preload)) -> Result<(), CacheError> {
         loop {
             if let Some(preload) = self.worker.status().preload.filter(|p| p.snapshot == self.config.snapshot) {
                 tell(&preload);
                 match preload.phase() {
                     Phase::Succeeded => return Ok(()),
-                    Phase::Failed => {
+                    Phase::Failed if preload.attempts > 0 => {
                         let pb::Problem { reason, message } = preload.problem.unwrap_or_default();
                         return Err(CacheError::Preload { reason, message, files: preload.files_failed });
                     }
-                    Phase::Running | Phase::Unspecified => {}
+                    Phase::Failed | Phase::Running | Phase::Unspecified => {}
                 }
             }
             tokio::time::sleep(LOOK).await;

@@ -4,12 +4,15 @@ mod harness;
 
 use harness::{LARDER, Place, files, fuse_works, said, signal};
 use larder_fuse::device;
-use larder_origin::testing::{ACCESS_KEY, BUCKET, FakeS3};
+use larder_origin::testing::{ACCESS_KEY, BUCKET, FakeS3, Fault};
 use nix::sys::signal::Signal;
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
-    process::Command,
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::Duration,
 };
 
 #[test]
@@ -67,6 +70,51 @@ async fn a_bucket_is_read_through_the_mount_and_each_byte_leaves_it_once() {
     let said = place.must(&["preload", "ds.yaml", "--credentials", "keys"]);
     assert!(said.contains("demo is on disk") && said.contains("0 B came from the origin"), "{said}");
     assert_eq!(server.seen().bytes, total);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preload_says_once_what_holds_it_up_and_goes_on_until_an_attempt_has_ended() {
+    let (place, server) = (Place::new(), FakeS3::start().await);
+    files().into_iter().for_each(|(path, content)| server.put(&format!("demo/{path}"), content));
+    let source =
+        format!("uri: s3://{BUCKET}/demo/, endpoint: \"{}\", credentials: {{ secretRef: {{ name: s3 }} }}", server.endpoint());
+    place.describe(&source, "");
+    let preload = || {
+        let mut command = place.larder(&["preload", "ds.yaml"]);
+        command
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // The listing is let through.
+    let away = |path: &String| (format!("demo/{path}"), Fault::Status(404, "NoSuchBucket"));
+    server.faults(|f| f.keys = files().keys().map(away).collect());
+    let child = preload();
+    let (send, told) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let (mut child, mut all) = (child, String::new());
+        for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+            all.push_str(&format!("{}\n", line.unwrap()));
+            let _ = send.send(all.clone());
+        }
+        (child.wait().unwrap(), all)
+    });
+    let told =
+        std::iter::from_fn(|| told.recv_timeout(Duration::from_secs(30)).ok()).find(|said| said.contains("BucketNotFound"));
+    assert!(told.is_some_and(|said| said.contains("going on")));
+    server.faults(|f| f.keys.clear());
+    let (status, said) = reader.join().unwrap();
+    assert!(status.success() && said.contains("demo is on disk"), "{said}");
+    assert_eq!(said.matches("BucketNotFound").count(), 1, "{said}");
+
+    fs::remove_dir_all(place.path("tier/cache/larder")).unwrap();
+    server.put("demo/shards/three.tar", "three");
+    server.faults(|f| f.keys = [("demo/shards/three.tar".to_owned(), Fault::Status(403, "AccessDenied"))].into());
+    let output = preload().wait_with_output().unwrap();
+    let said = harness::said(&output);
+    assert!(!output.status.success() && said.contains("1 files failed") && said.contains("three.tar"), "{said}");
 }
 
 #[test]
