@@ -37,6 +37,8 @@ pub(crate) enum CacheError {
     Listing { reason: String, message: String },
     #[error("preload: {message} ({reason}; {files} files failed; what is on disk stays)")]
     Preload { reason: String, message: String, files: u64 },
+    #[error("no file of the snapshot matches spec.preload.paths ({}); folders end in a slash, paths begin without one", .0.join(", "))]
+    NothingToPreload(Vec<String>),
 }
 
 /// The snapshot that is used.
@@ -134,13 +136,17 @@ impl Cache {
     }
 
     /// Waits until every file is on the disk; `tell` hears how far it is, again and again. What an attempt goes on in spite of (an origin
-    /// that is away for a while) is for it to tell; the first attempt that has ended without everything is an error.
-    pub async fn preloaded(&self, mut tell: impl FnMut(&pb::Preload)) -> Result<(), CacheError> {
+    /// that is away for a while) is for it to tell; the first attempt that has ended without everything is an error. Gives what there is then.
+    pub async fn preloaded(&self, mut tell: impl FnMut(&pb::Preload)) -> Result<pb::Preload, CacheError> {
         loop {
             if let Some(preload) = self.worker.status().preload.filter(|p| p.snapshot == self.config.snapshot) {
                 tell(&preload);
                 match preload.phase() {
-                    Phase::Succeeded => return Ok(()),
+                    // Paths that name nothing are a mistake, not a preload that is done.
+                    Phase::Succeeded if preload.files_total == 0 && !self.config.preload_paths.is_empty() => {
+                        return Err(CacheError::NothingToPreload(self.config.preload_paths.clone()));
+                    }
+                    Phase::Succeeded => return Ok(preload),
                     Phase::Failed if preload.attempts > 0 => {
                         let pb::Problem { reason, message } = preload.problem.unwrap_or_default();
                         return Err(CacheError::Preload { reason, message, files: preload.files_failed });

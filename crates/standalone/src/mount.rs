@@ -136,7 +136,7 @@ async fn use_it(
     if args.preload {
         let mut progress = Progress::new(&dataset.name);
         match stop.before(cache.preloaded(|p| progress.show(p))).await {
-            Some(preloaded) => preloaded?,
+            Some(preloaded) => drop(preloaded?),
             None => return Ok(ExitCode::FAILURE),
         }
     }

@@ -118,6 +118,22 @@ async fn a_preload_says_once_what_holds_it_up_and_goes_on_until_an_attempt_has_e
 }
 
 #[test]
+fn a_preload_of_paths_tells_what_they_name_and_paths_that_name_nothing_are_an_error() {
+    let place = Place::new();
+    place.write_origin(&files());
+    let source = format!("uri: file://{}/", place.path("origin").display());
+    place.describe(&source, "  preload: { paths: [\"train/00/\"] }\n");
+    let said = place.must(&["preload", "ds.yaml"]);
+    assert!(said.contains("demo is on disk: 9 files, ") && said.contains("(spec.preload.paths) of 63 files"), "{said}");
+    for paths in ["/train/", "train"] {
+        place.describe(&source, &format!("  preload: {{ paths: [\"{paths}\"] }}\n"));
+        let said = place.must_fail(&["preload", "ds.yaml"]);
+        assert!(said.contains(&format!("no file of the snapshot matches spec.preload.paths ({paths})")), "{said}");
+        assert!(!said.contains("is on disk"), "{said}");
+    }
+}
+
+#[test]
 fn a_second_mount_of_the_same_cache_is_refused() {
     if !fuse_works() {
         return;
