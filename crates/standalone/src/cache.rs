@@ -1,7 +1,6 @@
 //! The cache of a dataset on this machine: an embedded worker with its orders.
 
 use crate::dataset::Dataset;
-use larder_api::quantity;
 use larder_cache::Floor;
 use larder_origin::Access;
 use larder_proto::control::v1::{self as pb, Phase};
@@ -87,7 +86,7 @@ impl Cache {
             quota_bytes: dataset.disks.iter().map(|disk| disk.quota).fold(0, u64::saturating_add),
             disk_quota_bytes: dataset.disks.iter().map(|disk| disk.quota).collect(),
             preload_paths: dataset.spec.preload.paths.clone(),
-            preload_bandwidth: dataset.spec.preload.bandwidth.as_ref().and_then(quantity::bytes).unwrap_or(0),
+            preload_bandwidth: dataset.bandwidth,
             ..pb::Config::default()
         };
         Ok(Self { worker, config, listing: dataset.listing() })

@@ -40,6 +40,8 @@ pub(crate) struct Dataset {
     pub uid: String,
     pub spec: CacheDatasetSpec,
     pub disks: Vec<Disk>,
+    /// Of the preload, in bytes a second; 0: no limit.
+    pub bandwidth: u64,
 }
 
 /// Where the dataset is kept.
@@ -91,7 +93,14 @@ impl Dataset {
         if let Some(n) = (1..disks.len()).find(|n| disks[..*n].iter().any(|disk| disk.tier == disks[*n].tier)) {
             return Err(field(&format!("spec.cache.tiers[{n}].path"), "is there twice".to_owned()));
         }
-        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), disks, spec })
+        let bandwidth = match &spec.preload.bandwidth {
+            None => 0,
+            Some(text) => quantity::bytes(text).filter(|b| *b > 0).ok_or_else(|| {
+                let message = format!("{:?}: must be more than 0 bytes a second, such as 1Gi; leave it out for no limit", text.0);
+                field("spec.preload.bandwidth", message)
+            })?,
+        };
+        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), disks, bandwidth, spec })
     }
 
     /// Folders of the dataset in the cache, one on each disk.
@@ -213,6 +222,8 @@ spec:
         assert_eq!(dataset.disks, [Disk { tier: "/home/me/cache".into(), quota: 2 << 30 }]);
         assert_eq!(dataset.spec.mount.file_mode, 0o440);
         assert!(dataset.wants_preload());
+        assert_eq!(dataset.bandwidth, 0);
+        assert_eq!(parse(&format!("{FILE}  preload: {{ bandwidth: 2Mi }}\n")).unwrap().bandwidth, 2 << 20);
         assert!(larder_core::names::is_uid(&dataset.uid), "{}", dataset.uid);
         let source = dataset.source();
         assert_eq!((source.uri.as_str(), source.anonymous), ("s3://datasets/imagenet/", true));
@@ -230,6 +241,9 @@ spec:
             ("{ path: cache, quota: 2Gi }", "/nvme", "spec.cache.tiers[0]: must have path and quota"),
             ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: /nvme", "spec.cache: must have fields"),
             ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: [{ path: cache }]", "spec.cache: must have fields"),
+            ("  mount: {", "  preload: { bandwidth: fast }\n  mount: {", "spec.preload.bandwidth: \"fast\": must be more than 0"),
+            ("  mount: {", "  preload: { bandwidth: 0 }\n  mount: {", "spec.preload.bandwidth: \"0\": must be more than 0"),
+            ("  mount: {", "  preload: { bandwidth: -1Gi }\n  mount: {", "spec.preload.bandwidth: \"-1Gi\": must be more than 0"),
             ("0440", "01777", "spec.mount.fileMode: 0o1777"),
             ("CacheDataset\n", "Pod\n", "kind: must be CacheDataset"),
             ("kind:", "kind: a: b", "imagenet.yaml: "),
