@@ -44,6 +44,8 @@ pub struct Faults {
     pub delay: Duration,
     /// Ignore If-Match, as some servers do.
     pub ignore_if_match: bool,
+    /// What ETags look like.
+    pub e_tags: ETags,
     /// Wait before each answer with a page of a listing.
     pub list_delay: Duration,
     /// Ignore start-after, as some servers do.
@@ -54,6 +56,20 @@ pub struct Faults {
     pub repeat_page: bool,
     /// What the next requests for pages are answered with, one after the other, as if all were well.
     pub pages: VecDeque<String>,
+}
+
+/// What ETags look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ETags {
+    /// Strong, everywhere.
+    #[default]
+    Strong,
+    /// Weak everywhere, so that If-Match never holds.
+    Weak,
+    /// Strong in listings, weak in answers with objects.
+    Weakened,
+    /// There are none in answers with objects.
+    Missing,
 }
 
 /// What goes wrong with one request for an object.
@@ -268,7 +284,7 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
         contents.push_str(&format!(
             "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
             escape(key.as_str()),
-            escape(e_tag.as_str()),
+            escape(if s.faults.e_tags == ETags::Weak { format!("W/{e_tag}") } else { e_tag.clone() }),
             bytes.len()
         ));
     }
@@ -307,13 +323,13 @@ async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> 
         Some(Fault::StatusAndRetryAfter(status, code, seconds)) => return refused(status, code, Some(seconds)),
         _ => {}
     }
-    let (ignore_if_match, found) = {
+    let (ignore_if_match, e_tags, found) = {
         let s = shared.lock();
-        (s.faults.ignore_if_match, s.objects.get(key).cloned())
+        (s.faults.ignore_if_match, s.faults.e_tags, s.objects.get(key).cloned())
     };
     let Some((bytes, e_tag)) = found else { return error(404, "NoSuchKey") };
     let if_match = headers.get(header::IF_MATCH).filter(|_| !ignore_if_match);
-    if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes()) {
+    if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes() || e_tags == ETags::Weak) {
         return error(412, "PreconditionFailed");
     }
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
@@ -330,17 +346,25 @@ async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> 
         let _ = &running;
         piece
     });
-    (
+    let mut response = (
         status,
         [
             (header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len())),
             (header::CONTENT_LENGTH, len.to_string()),
-            (header::ETAG, e_tag),
             (header::LAST_MODIFIED, "Fri, 02 Jan 2026 03:04:05 GMT".to_owned()),
         ],
         Body::from_stream(body),
     )
-        .into_response()
+        .into_response();
+    let e_tag = match e_tags {
+        ETags::Strong => Some(e_tag),
+        ETags::Weak | ETags::Weakened => Some(format!("W/{e_tag}")),
+        ETags::Missing => None,
+    };
+    if let Some(e_tag) = e_tag.and_then(|e_tag| e_tag.parse().ok()) {
+        response.headers_mut().insert(header::ETAG, e_tag);
+    }
+    response
 }
 
 type Pieces = BoxStream<'static, Result<Bytes, io::Error>>;

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     Credentials,
     conformance::list,
-    testing::{ACCESS_KEY, BUCKET, FakeS3},
+    testing::{ACCESS_KEY, BUCKET, ETags, FakeS3},
 };
 use std::time::Duration;
 
@@ -161,6 +161,27 @@ async fn a_changed_object_is_never_read_also_where_if_match_is_not_heeded() {
     let e = origin.read_range("f", &version, 2..5).await.unwrap_err();
     assert_eq!(e.reason(), Reason::Changed, "{e}");
     assert!(e.to_string().contains("s3://data/f"), "{e}");
+}
+
+#[tokio::test]
+async fn weak_and_missing_etags_are_no_change() {
+    let server = FakeS3::start().await;
+    server.put("f", "0123456789");
+    let (origin, _) = connect(&source(&server, ""));
+    let strong = list(&origin).await.unwrap().0["f"].version.clone();
+    server.faults(|f| f.e_tags = ETags::Weakened);
+    assert_eq!(origin.read_range("f", &strong, 2..5).await.unwrap(), "234");
+    server.faults(|f| f.e_tags = ETags::Missing);
+    let e = origin.read_range("f", &strong, 2..5).await.unwrap_err();
+    assert_eq!(e.reason(), Reason::OriginFailed, "{e}");
+    assert!(e.to_string().contains("sent no ETag"), "{e}");
+
+    server.faults(|f| f.e_tags = ETags::Weak);
+    let weak = list(&origin).await.unwrap().0["f"].version.clone();
+    assert!(weak.starts_with("W/"), "{weak}");
+    assert_eq!(origin.read_range("f", &weak, 2..5).await.unwrap(), "234");
+    server.put("f", "abcdefghij");
+    assert_eq!(origin.read_range("f", &weak, 2..5).await.unwrap_err().reason(), Reason::Changed);
 }
 
 #[tokio::test]
