@@ -90,9 +90,6 @@ impl Dataset {
             Ok(Disk { tier: folder.join(path), quota: quota.ok_or_else(bad)? })
         };
         let disks = paths.into_iter().zip(&spec.cache.tiers).enumerate().map(disk).collect::<Result<Vec<_>, _>>()?;
-        if let Some(n) = (1..disks.len()).find(|n| disks[..*n].iter().any(|disk| disk.tier == disks[*n].tier)) {
-            return Err(field(&format!("spec.cache.tiers[{n}].path"), "is there twice".to_owned()));
-        }
         let bandwidth = match &spec.preload.bandwidth {
             None => 0,
             Some(text) => quantity::bytes(text).filter(|b| *b > 0).ok_or_else(|| {
@@ -106,6 +103,11 @@ impl Dataset {
     /// Folders of the dataset in the cache, one on each disk.
     pub fn dirs(&self) -> impl Iterator<Item = PathBuf> {
         self.disks.iter().map(|disk| disk.tier.join(larder_core::names::TIER_DIR).join(&self.uid))
+    }
+
+    /// The folder that the data comes from, if it comes from one.
+    pub fn folder(&self) -> Option<PathBuf> {
+        self.spec.source.uri.strip_prefix("file://").map(PathBuf::from)
     }
 
     pub fn wants_preload(&self) -> bool {
@@ -187,6 +189,20 @@ fn uid(spec: &CacheDatasetSpec) -> String {
     let hex = hash.finalize().to_hex();
     // Of version 8: "the meaning of the bits is the application's".
     format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
+}
+
+#[cfg(test)]
+impl Dataset {
+    /// One without disks.
+    pub fn of_source(uri: &str) -> Self {
+        let file = serde_json::json!({
+            "apiVersion": "larder.dev/v1alpha1",
+            "kind": "CacheDataset",
+            "metadata": { "name": "demo" },
+            "spec": { "source": { "uri": uri }, "cache": { "tiers": [{ "path": "cache", "quota": "1Gi" }] } },
+        });
+        Self { disks: Vec::new(), ..Self::parse(Path::new("/ds.yaml"), &file.to_string()).unwrap() }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::{
     dataset::Dataset,
     detach,
     mountpoint::Mountpoint,
-    namespace,
+    namespace, overlap,
     progress::Progress,
 };
 use anyhow::Context as _;
@@ -101,6 +101,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let access = access::find(&dataset, &args.source, |name| std::env::var(name).ok())?;
     let stop = Stop::new(!args.command.is_empty())?;
     let mountpoint = Mountpoint::prepare(&args.mountpoint, !args.command.is_empty()).await?;
+    // After a dead mount there was taken away, which would not say what it covers.
+    overlap::check(&dataset, Some(mountpoint.path()))?;
     let Some(cache) = stop.before(Cache::open(&dataset, access)).await else { return Ok(ExitCode::FAILURE) };
     let mut cache = cache?;
     let served = serve(&args, &dataset, &mut cache, &mountpoint, &stop).await;

@@ -1,6 +1,6 @@
 //! `larder preload`: fetches a dataset into its cache and ends.
 
-use crate::{Source, access, cache::Cache, dataset::Dataset, mount::describe, progress::Progress};
+use crate::{Source, access, cache::Cache, dataset::Dataset, mount::describe, overlap, progress::Progress};
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ pub struct Args {
 /// Each names what is in the way.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let dataset = Dataset::load(&args.source.file)?;
+    overlap::check(&dataset, None)?;
     let access = access::find(&dataset, &args.source, |name| std::env::var(name).ok())?;
     let mut cache = Cache::open(&dataset, access).await?;
     let fetched = shutdown.run_until_cancelled(fetch(&args, &dataset, &mut cache)).await;

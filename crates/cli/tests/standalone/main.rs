@@ -203,6 +203,28 @@ fn a_mount_whose_process_was_killed_is_taken_away_by_the_next_and_no_other_is() 
 }
 
 #[test]
+fn folders_that_lie_in_one_another_are_refused_before_anything_is_written() {
+    let place = Place::new();
+    place.write_origin(&files());
+    let source = format!("uri: file://{}/", place.path("origin").display());
+    for mountpoint in ["origin", "origin/train", ".", "tier/cache"] {
+        let said = place.must_fail(&["mount", "ds.yaml", mountpoint]);
+        assert!(said.contains("lie in one another") || said.contains("the folder must be there"), "{mountpoint}: {said}");
+        assert!(!place.path("tier/cache").exists(), "{mountpoint}");
+    }
+    std::os::unix::fs::symlink("origin", place.path("link")).unwrap();
+    let text = fs::read_to_string(place.path("ds.yaml")).unwrap();
+    fs::write(place.path("ds.yaml"), text.replace("path: tier/cache", "path: link/cache")).unwrap();
+    let said = place.must_fail(&["preload", "ds.yaml"]);
+    assert!(said.contains("link/cache/larder (spec.cache.tiers[0].path) and the origin"), "{said}");
+    assert!(!place.path("origin/cache").exists());
+    place.describe(&source, "");
+    place.must(&["preload", "ds.yaml"]);
+    let said = place.must_fail(&["mount", "ds.yaml", "tier/cache/larder"]);
+    assert!(said.contains("(spec.cache.tiers[0].path) lie in one another"), "{said}");
+}
+
+#[test]
 fn a_mistake_in_the_file_is_told_with_its_field() {
     let place = Place::new();
     place.describe("uri: file:///nowhere/at/all", "  mode: Fast\n");
