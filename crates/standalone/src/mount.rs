@@ -291,7 +291,9 @@ impl Mounted {
 /// Never without a signal to listen to.
 async fn heard(signal: Option<&mut unix::Signal>) {
     match signal {
-        Some(signal) => drop(signal.recv().await),
+        Some(signal) => {
+            signal.recv().await;
+        }
         None => std::future::pending().await,
     }
 }
@@ -363,7 +365,7 @@ fn ignores_hangup() -> bool {
 fn ignored(status: &str, signal: Signal) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal as i32 - 1) & 1 == 1
+    (mask >> (signal as i32 - 1)) & 1 == 1
 }
 
 /// As a shell would tell it.
