@@ -488,6 +488,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         }
         let begun = index.fill(&key).cloned();
         let is_new = begun.is_none();
+        // Also who reads nothing needs the file.
+        let of = if in_part { part.start..part.end.max(1) } else { 0..fill::places(size) };
+        if is_new {
+            // Before anything is kept for each of its chunks: how many there are is the origin's word.
+            let need = chunk_range(size, of.end - 1).end.saturating_sub(chunk_range(size, of.start).start);
+            index.admit(&inner.dir, need)?;
+        }
         if in_part {
             index.in_part(&key);
         }
@@ -495,15 +502,12 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         if !is_new && (index.has_all_space(&key) || fill.dropped.load(Relaxed)) {
             return Ok(Here::Fill(fill));
         }
-        // Also who reads nothing needs the file.
-        let lacking = fill.lacking(if in_part { part.start..part.end.max(1) } else { 0..fill::places(size) });
+        let lacking = fill.lacking(of);
         if lacking.is_empty() {
             return Ok(Here::Fill(fill));
         }
-        let (need, free) = (lacking.iter().map(|r| r.end - r.start).sum(), index.free());
-        if need > free {
-            return Err(CacheError::QuotaExceeded { path: inner.dir.clone(), need, free, quota: index.quota() });
-        }
+        let need = lacking.iter().map(|r| r.end - r.start).sum();
+        index.admit(&inner.dir, need)?;
         if is_new {
             index.begin(&fill, keep, in_part);
         }

@@ -1,6 +1,6 @@
 //! What is known in memory: complete files, fills, and how much of the quota they use.
 
-use crate::{Stay, chunk_range, fill::Fill};
+use crate::{CacheError, Stay, chunk_range, fill::Fill};
 use larder_core::{
     eviction::{self, FRESH, Keep, Wanted},
     key::ObjectKey,
@@ -8,6 +8,7 @@ use larder_core::{
 use std::{
     collections::BTreeMap,
     ops::Bound,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -92,6 +93,15 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
     /// Bytes left of the quota.
     pub fn free(&self) -> u64 {
         if self.quota == 0 { u64::MAX } else { self.quota.saturating_sub(self.complete_bytes + self.fill_bytes) }
+    }
+
+    /// Does the quota leave room for so many bytes more?
+    pub fn admit(&self, dir: &Path, need: u64) -> Result<(), CacheError> {
+        let free = self.free();
+        if need > free {
+            return Err(CacheError::QuotaExceeded { path: dir.to_owned(), need, free, quota: self.quota });
+        }
+        Ok(())
     }
 
     pub fn files(&self) -> u64 {

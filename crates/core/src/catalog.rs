@@ -46,6 +46,9 @@ pub const NAME_MAX: usize = 255;
 pub const PATH_MAX: usize = 4095;
 /// Longest version (ETag); those of Amazon have 34 to 40 bytes.
 pub const VERSION_MAX: usize = 255;
+/// Largest file: twenty times the largest object of any store. A size beyond that is a mistake of the origin, and what is kept of each chunk
+/// of such a file would fill the memory.
+pub const SIZE_MAX: u64 = 1 << 50;
 
 /// Names the snapshot that this catalog file holds, 64 hex digits. What is no catalog has a digest that none has.
 #[must_use]

@@ -20,7 +20,7 @@ const MOST: f64 = 256.0;
 /// Answers that begin so many times later than the quickest one waited for others: more requests would only wait longer.
 const QUEUED: u32 = 3;
 /// Longest time that an origin is left alone for, whatever it asks for.
-const LEAVE_ALONE: Duration = Duration::from_secs(30);
+pub(crate) const LEAVE_ALONE: Duration = Duration::from_secs(30);
 
 /// Who a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

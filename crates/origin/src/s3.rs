@@ -5,6 +5,7 @@ mod list;
 mod page;
 mod read;
 mod tries;
+mod version;
 mod wire;
 
 use crate::{Access, Error, Item, Origin, Pace, Patience, Reason, Received, Source, source::Resolved};
@@ -150,8 +151,9 @@ impl S3 {
                     skipped("has an empty part (//), a part . or .., or ends in / and has content")
                 }
             }
-            Some(version) => {
-                Some(Item::File(Listed { path: path.to_owned(), size: object.size, mtime_ns: object.mtime_ns, version }))
+            Some(e_tag) => {
+                let (size, mtime_ns) = (object.size, object.mtime_ns);
+                Some(Item::File(Listed { path: path.to_owned(), size, mtime_ns, version: version::of(e_tag, size, mtime_ns) }))
             }
         }
     }

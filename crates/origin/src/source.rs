@@ -1,7 +1,7 @@
 //! The source as the spec names it, checked and brought into one form.
 
 use crate::{Error, Reason};
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// Where the data lives, as the user wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(crate) struct Resolved {
 pub struct Globs {
     include: Option<GlobSet>,
     exclude: GlobSet,
+    /// Folders with nothing in them that `exclude` lets through.
+    excluded_folders: GlobSet,
 }
 
 impl Globs {
@@ -55,7 +57,17 @@ impl Globs {
 
     pub(crate) fn new(include: &[String], exclude: &[String]) -> Result<Self, Error> {
         let include = if include.is_empty() { None } else { Some(set("source.include", include)?) };
-        Ok(Self { include, exclude: set("source.exclude", exclude)? })
+        let folders = exclude.iter().filter_map(|glob| glob.strip_suffix("/**"));
+        // A whole folder is what ends in /**. What is before that may be no glob; then every name beneath is looked at.
+        let folders = folders.filter(|folder| glob(folder).is_ok()).map(str::to_owned);
+        let beneath = exclude.iter().filter(|glob| *glob == "**" || glob.ends_with("/**")).cloned();
+        let excluded_folders = set("source.exclude", &folders.chain(beneath).collect::<Vec<_>>())?;
+        Ok(Self { include, exclude: set("source.exclude", exclude)?, excluded_folders })
+    }
+
+    /// Is there nothing in this folder, however deep, that `exclude` lets through? Without a slash at its end.
+    pub(crate) fn exclude_folder(&self, folder: &str) -> bool {
+        self.excluded_folders.is_match(folder)
     }
 
     /// Globs, and folders that end in a slash; none: everything. `field` is what errors name.
@@ -65,17 +77,21 @@ impl Globs {
     pub fn of_paths(field: &str, paths: &[String]) -> Result<Self, Error> {
         let globs: Vec<_> = paths.iter().map(|p| if p.ends_with('/') { format!("{p}**") } else { p.clone() }).collect();
         let include = if globs.is_empty() { None } else { Some(set(field, &globs)?) };
-        Ok(Self { include, exclude: GlobSet::empty() })
+        Ok(Self { include, exclude: GlobSet::empty(), excluded_folders: GlobSet::empty() })
     }
 }
 
 fn set(field: &str, globs: &[String]) -> Result<GlobSet, Error> {
     let invalid = |e: globset::Error| invalid(format!("{field}: {e}; correct the glob"));
     let mut builder = GlobSetBuilder::new();
-    for glob in globs {
-        builder.add(GlobBuilder::new(glob).literal_separator(true).backslash_escape(true).build().map_err(invalid)?);
+    for text in globs {
+        builder.add(glob(text).map_err(invalid)?);
     }
     builder.build().map_err(invalid)
+}
+
+fn glob(text: &str) -> Result<Glob, globset::Error> {
+    GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build()
 }
 
 fn invalid(message: String) -> Error {
@@ -217,6 +233,26 @@ mod tests {
         }
         let all = Globs::new(&[], &[]).unwrap();
         assert!(all.admit("a/b"));
+        let g = Globs::new(&[], &["lost+found/**".into(), "**/.git/**".into(), "tmp".into(), "*/old/**".into()]).unwrap();
+        for (folder, all) in [
+            ("lost+found", true),
+            ("lost+found/x", true),
+            ("a/lost+found", false),
+            (".git", true),
+            ("a/b/.git", true),
+            ("a/.github", false),
+            ("tmp", false),
+            ("a/old", true),
+            ("a/old/er", true),
+            ("old", false),
+            ("a", false),
+        ] {
+            assert_eq!(g.exclude_folder(folder), all, "{folder}");
+            assert!(!all || !g.admit(&format!("{folder}/f")), "{folder}");
+        }
+        assert!(Globs::new(&[], &["**".into()]).unwrap().exclude_folder("a"));
+        // Without its last part it is no glob.
+        assert!(!Globs::new(&[], &["a\\/**".into()]).is_ok_and(|g| g.exclude_folder("b")));
         let paths = Globs::of_paths("paths", &["train/".into(), "*.json".into()]).unwrap();
         for (path, yes) in [("train/a/b", true), ("trainer/a", false), ("x.json", true), ("val/x.json", false)] {
             assert_eq!(paths.admit(path), yes, "{path}");

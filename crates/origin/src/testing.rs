@@ -44,12 +44,32 @@ pub struct Faults {
     pub delay: Duration,
     /// Ignore If-Match, as some servers do.
     pub ignore_if_match: bool,
+    /// What ETags look like.
+    pub e_tags: ETags,
     /// Wait before each answer with a page of a listing.
     pub list_delay: Duration,
     /// Ignore start-after, as some servers do.
     pub ignore_start_after: bool,
     /// Give the same continuation token with every page.
     pub repeat_token: bool,
+    /// Give the first page again and again, each time with another token.
+    pub repeat_page: bool,
+    /// What the next requests for pages are answered with, one after the other, as if all were well.
+    pub pages: VecDeque<String>,
+}
+
+/// What ETags look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ETags {
+    /// Strong, everywhere.
+    #[default]
+    Strong,
+    /// Weak everywhere, so that If-Match never holds.
+    Weak,
+    /// Strong in listings, weak in answers with objects.
+    Weakened,
+    /// There are none in answers with objects.
+    Missing,
 }
 
 /// What goes wrong with one request for an object.
@@ -227,6 +247,10 @@ async fn answer(
         };
         tokio::time::sleep(delay).await;
         shared.lock().listing -= 1;
+        let text = shared.lock().faults.pages.pop_front();
+        if let Some(text) = text {
+            return text.into_response();
+        }
         return list(&shared, page, &query);
     }
     object(&shared, key, &headers).await
@@ -236,6 +260,7 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
     let s = shared.lock();
     let prefix = query.get("prefix").map_or("", String::as_str);
     let after = query.get("continuation-token").or(query.get("start-after").filter(|_| !s.faults.ignore_start_after));
+    let after = after.filter(|_| !s.faults.repeat_page);
     let folder = |key: &str| {
         let at = prefix.len() + key.get(prefix.len()..)?.find('/')? + 1;
         query.contains_key("delimiter").then(|| key[..at].to_owned())
@@ -259,12 +284,15 @@ fn list(shared: &Mutex<Shared>, page: usize, query: &BTreeMap<String, String>) -
         contents.push_str(&format!(
             "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
             escape(key.as_str()),
-            escape(e_tag.as_str()),
+            escape(if s.faults.e_tags == ETags::Weak { format!("W/{e_tag}") } else { e_tag.clone() }),
             bytes.len()
         ));
     }
     if s.faults.repeat_token {
         last = "again".to_owned();
+    }
+    if s.faults.repeat_page {
+        last = format!("page {}", s.seen.lists);
     }
     let token = if rest.peek().is_some() {
         format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>", escape(last.as_str()))
@@ -295,13 +323,13 @@ async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> 
         Some(Fault::StatusAndRetryAfter(status, code, seconds)) => return refused(status, code, Some(seconds)),
         _ => {}
     }
-    let (ignore_if_match, found) = {
+    let (ignore_if_match, e_tags, found) = {
         let s = shared.lock();
-        (s.faults.ignore_if_match, s.objects.get(key).cloned())
+        (s.faults.ignore_if_match, s.faults.e_tags, s.objects.get(key).cloned())
     };
     let Some((bytes, e_tag)) = found else { return error(404, "NoSuchKey") };
     let if_match = headers.get(header::IF_MATCH).filter(|_| !ignore_if_match);
-    if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes()) {
+    if if_match.is_some_and(|v| v.as_bytes() != e_tag.as_bytes() || e_tags == ETags::Weak) {
         return error(412, "PreconditionFailed");
     }
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
@@ -318,17 +346,25 @@ async fn object(shared: &Arc<Mutex<Shared>>, key: &str, headers: &HeaderMap) -> 
         let _ = &running;
         piece
     });
-    (
+    let mut response = (
         status,
         [
             (header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len())),
             (header::CONTENT_LENGTH, len.to_string()),
-            (header::ETAG, e_tag),
             (header::LAST_MODIFIED, "Fri, 02 Jan 2026 03:04:05 GMT".to_owned()),
         ],
         Body::from_stream(body),
     )
-        .into_response()
+        .into_response();
+    let e_tag = match e_tags {
+        ETags::Strong => Some(e_tag),
+        ETags::Weak | ETags::Weakened => Some(format!("W/{e_tag}")),
+        ETags::Missing => None,
+    };
+    if let Some(e_tag) = e_tag.and_then(|e_tag| e_tag.parse().ok()) {
+        response.headers_mut().insert(header::ETAG, e_tag);
+    }
+    response
 }
 
 type Pieces = BoxStream<'static, Result<Bytes, io::Error>>;

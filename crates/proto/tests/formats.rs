@@ -73,6 +73,7 @@ fn orders_and_status_are_written_as_ever_and_may_have_fields_that_are_not_known(
             planned: true,
             gets: 6,
             eta_seconds: Some(0),
+            attempts: 7,
         }),
         cached_bytes: 1,
         cached_files: 2,
@@ -81,6 +82,6 @@ fn orders_and_status_are_written_as_ever_and_may_have_fields_that_are_not_known(
     };
     is_understood(
         &status,
-        "0a016e1201671a1f0a016c1003180120022a017330033a016542060a015212016d4804500558062201732a1d0a017310011801200228033004380542060a015212016d4801500658003001380240034a060a015212016d",
+        "0a016e1201671a1f0a016c1003180120022a017330033a016542060a015212016d4804500558062201732a1f0a017310011801200228033004380542060a015212016d48015006580060073001380240034a060a015212016d",
     );
 }

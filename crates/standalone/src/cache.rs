@@ -1,7 +1,6 @@
 //! The cache of a dataset on this machine: an embedded worker with its orders.
 
 use crate::dataset::Dataset;
-use larder_api::quantity;
 use larder_cache::Floor;
 use larder_origin::Access;
 use larder_proto::control::v1::{self as pb, Phase};
@@ -37,6 +36,8 @@ pub(crate) enum CacheError {
     Listing { reason: String, message: String },
     #[error("preload: {message} ({reason}; {files} files failed; what is on disk stays)")]
     Preload { reason: String, message: String, files: u64 },
+    #[error("no file of the snapshot matches spec.preload.paths ({}); folders end in a slash, paths begin without one", .0.join(", "))]
+    NothingToPreload(Vec<String>),
 }
 
 /// The snapshot that is used.
@@ -46,6 +47,8 @@ pub(crate) struct Snapshot {
     pub files: u64,
     pub bytes: u64,
     pub skipped: u64,
+    /// Some of them, with the reason.
+    pub examples: Vec<String>,
     /// Seconds since 1970.
     pub time: i64,
     /// Was it taken just now?
@@ -83,7 +86,7 @@ impl Cache {
             quota_bytes: dataset.disks.iter().map(|disk| disk.quota).fold(0, u64::saturating_add),
             disk_quota_bytes: dataset.disks.iter().map(|disk| disk.quota).collect(),
             preload_paths: dataset.spec.preload.paths.clone(),
-            preload_bandwidth: dataset.spec.preload.bandwidth.as_ref().and_then(quantity::bytes).unwrap_or(0),
+            preload_bandwidth: dataset.bandwidth,
             ..pb::Config::default()
         };
         Ok(Self { worker, config, listing: dataset.listing() })
@@ -106,8 +109,8 @@ impl Cache {
         self.config.preload = preload;
         self.worker.configure(self.config.clone()).await?;
         self.worker.start();
-        let pb::Listing { snapshot: digest, files, bytes, skipped, time, .. } = listing;
-        Ok(Snapshot { digest, files, bytes, skipped, time, fresh })
+        let pb::Listing { snapshot: digest, files, bytes, skipped, skipped_examples: examples, time, .. } = listing;
+        Ok(Snapshot { digest, files, bytes, skipped, examples, time, fresh })
     }
 
     async fn list(&mut self, refresh: bool) -> Result<pb::Listing, CacheError> {
@@ -131,18 +134,23 @@ impl Cache {
         }
     }
 
-    /// Waits until every file is on the disk; `tell` hears how far it is, again and again.
-    pub async fn preloaded(&self, mut tell: impl FnMut(&pb::Preload)) -> Result<(), CacheError> {
+    /// Waits until every file is on the disk; `tell` hears how far it is, again and again. What an attempt goes on in spite of (an origin
+    /// that is away for a while) is for it to tell; the first attempt that has ended without everything is an error. Gives what there is then.
+    pub async fn preloaded(&self, mut tell: impl FnMut(&pb::Preload)) -> Result<pb::Preload, CacheError> {
         loop {
             if let Some(preload) = self.worker.status().preload.filter(|p| p.snapshot == self.config.snapshot) {
                 tell(&preload);
                 match preload.phase() {
-                    Phase::Succeeded => return Ok(()),
-                    Phase::Failed => {
+                    // Paths that name nothing are a mistake, not a preload that is done.
+                    Phase::Succeeded if preload.files_total == 0 && !self.config.preload_paths.is_empty() => {
+                        return Err(CacheError::NothingToPreload(self.config.preload_paths.clone()));
+                    }
+                    Phase::Succeeded => return Ok(preload),
+                    Phase::Failed if preload.attempts > 0 => {
                         let pb::Problem { reason, message } = preload.problem.unwrap_or_default();
                         return Err(CacheError::Preload { reason, message, files: preload.files_failed });
                     }
-                    Phase::Running | Phase::Unspecified => {}
+                    Phase::Failed | Phase::Running | Phase::Unspecified => {}
                 }
             }
             tokio::time::sleep(LOOK).await;

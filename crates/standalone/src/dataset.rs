@@ -40,6 +40,8 @@ pub(crate) struct Dataset {
     pub uid: String,
     pub spec: CacheDatasetSpec,
     pub disks: Vec<Disk>,
+    /// Of the preload, in bytes a second; 0: no limit.
+    pub bandwidth: u64,
 }
 
 /// Where the dataset is kept.
@@ -69,7 +71,7 @@ impl Dataset {
                 return Err(field(name, format!("must be {wanted}")));
             }
         }
-        let paths = take_paths(&mut value).map_err(|message| field("spec.cache.tiers", message))?;
+        let paths = take_paths(&mut value).map_err(|(name, message)| field(&name, message))?;
         if let Some(unknown) = unknown::find(&value, &schema()) {
             return Err(DatasetError::Unknown { path: path.to_owned(), field: unknown.field, known: unknown.known });
         }
@@ -88,15 +90,25 @@ impl Dataset {
             Ok(Disk { tier: folder.join(path), quota: quota.ok_or_else(bad)? })
         };
         let disks = paths.into_iter().zip(&spec.cache.tiers).enumerate().map(disk).collect::<Result<Vec<_>, _>>()?;
-        if let Some(n) = (1..disks.len()).find(|n| disks[..*n].iter().any(|disk| disk.tier == disks[*n].tier)) {
-            return Err(field(&format!("spec.cache.tiers[{n}].path"), "is there twice".to_owned()));
-        }
-        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), disks, spec })
+        let bandwidth = match &spec.preload.bandwidth {
+            None => 0,
+            Some(text) => quantity::bytes(text).filter(|b| *b > 0).ok_or_else(|| {
+                let message =
+                    format!("{:?}: must be more than 0 bytes a second, such as 1Gi; leave it out for no limit", text.0);
+                field("spec.preload.bandwidth", message)
+            })?,
+        };
+        Ok(Self { name: dataset.metadata.name.unwrap_or_default(), uid: uid(&spec), disks, bandwidth, spec })
     }
 
     /// Folders of the dataset in the cache, one on each disk.
     pub fn dirs(&self) -> impl Iterator<Item = PathBuf> {
         self.disks.iter().map(|disk| disk.tier.join(larder_core::names::TIER_DIR).join(&self.uid))
+    }
+
+    /// The folder that the data comes from, if it comes from one.
+    pub fn folder(&self) -> Option<PathBuf> {
+        self.spec.source.uri.strip_prefix("file://").map(PathBuf::from)
     }
 
     pub fn wants_preload(&self) -> bool {
@@ -126,25 +138,34 @@ impl Dataset {
     }
 }
 
-/// Takes what the API does not know out of the tiers.
-fn take_paths(value: &mut Value) -> Result<Vec<PathBuf>, String> {
-    let tiers = value["spec"]["cache"]["tiers"].as_array_mut().filter(|tiers| (1..=MAX_TIERS).contains(&tiers.len()));
+/// Takes what the API does not know out of the tiers. Else the field, and what is wrong with it.
+fn take_paths(value: &mut Value) -> Result<Vec<PathBuf>, (String, String)> {
+    let wrong = |field: &str, message: &str| (field.to_owned(), message.to_owned());
+    for (pointer, name) in [("/spec", "spec"), ("/spec/cache", "spec.cache")] {
+        if value.pointer(pointer).is_some_and(|value| !value.is_object()) {
+            return Err(wrong(name, "must have fields beneath it"));
+        }
+    }
+    let tiers = value.pointer_mut("/spec/cache/tiers").and_then(Value::as_array_mut);
+    let tiers = tiers.filter(|tiers| (1..=MAX_TIERS).contains(&tiers.len()));
     let take = |(n, tier): (usize, &mut Value)| {
-        let tier = tier.as_object_mut().ok_or(format!("[{n}]: must have path and quota"))?;
+        let name = format!("spec.cache.tiers[{n}]");
+        let tier = tier.as_object_mut().ok_or_else(|| wrong(&name, "must have path and quota"))?;
+        let name = format!("{name}.path");
         let path = match tier.remove("path") {
             Some(Value::String(path)) if !path.is_empty() => path,
-            Some(_) => return Err(format!("[{n}].path: must be the name of a folder")),
+            Some(_) => return Err(wrong(&name, "must be the name of a folder")),
             None => {
-                return Err(format!(
-                    "[{n}].path: is missing; without a cluster there are no tiers to name: give the folder for the cache"
-                ));
+                let message = "is missing; without a cluster there are no tiers to name: give the folder for the cache";
+                return Err(wrong(&name, message));
             }
         };
         // What a cluster calls this disk means nothing here.
         tier.entry("name").or_insert_with(|| format!("local-{n}").into());
         Ok(path.into())
     };
-    tiers.ok_or(format!("must have 1 to {MAX_TIERS} entries"))?.iter_mut().enumerate().map(take).collect()
+    let none = || wrong("spec.cache.tiers", &format!("must have 1 to {MAX_TIERS} entries"));
+    tiers.ok_or_else(none)?.iter_mut().enumerate().map(take).collect()
 }
 
 /// The schema that the API server checks against.
@@ -169,6 +190,20 @@ fn uid(spec: &CacheDatasetSpec) -> String {
     let hex = hash.finalize().to_hex();
     // Of version 8: "the meaning of the bits is the application's".
     format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
+}
+
+#[cfg(test)]
+impl Dataset {
+    /// One without disks.
+    pub fn of_source(uri: &str) -> Self {
+        let file = serde_json::json!({
+            "apiVersion": "larder.dev/v1alpha1",
+            "kind": "CacheDataset",
+            "metadata": { "name": "demo" },
+            "spec": { "source": { "uri": uri }, "cache": { "tiers": [{ "path": "cache", "quota": "1Gi" }] } },
+        });
+        Self { disks: Vec::new(), ..Self::parse(Path::new("/ds.yaml"), &file.to_string()).unwrap() }
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +239,8 @@ spec:
         assert_eq!(dataset.disks, [Disk { tier: "/home/me/cache".into(), quota: 2 << 30 }]);
         assert_eq!(dataset.spec.mount.file_mode, 0o440);
         assert!(dataset.wants_preload());
+        assert_eq!(dataset.bandwidth, 0);
+        assert_eq!(parse(&format!("{FILE}  preload: {{ bandwidth: 2Mi }}\n")).unwrap().bandwidth, 2 << 20);
         assert!(larder_core::names::is_uid(&dataset.uid), "{}", dataset.uid);
         let source = dataset.source();
         assert_eq!((source.uri.as_str(), source.anonymous), ("s3://datasets/imagenet/", true));
@@ -216,8 +253,22 @@ spec:
             ("quota: 2Gi", "quota: 2Gi, size: 1", "unknown field spec.cache.tiers[0].size; there are name, quota"),
             ("uri: s3://datasets/imagenet", "uri: [1]", "spec.source.uri: invalid type"),
             ("quota: 2Gi", "quota: none", "spec.cache.tiers[0].quota: must be more than 0"),
-            ("path: cache, ", "", "spec.cache.tiers: [0].path: is missing"),
+            ("path: cache, ", "", "spec.cache.tiers[0].path: is missing"),
             ("tiers: [{ path: cache, quota: 2Gi }]", "tiers: []", "spec.cache.tiers: must have 1 to 8 entries"),
+            ("{ path: cache, quota: 2Gi }", "/nvme", "spec.cache.tiers[0]: must have path and quota"),
+            ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: /nvme", "spec.cache: must have fields"),
+            ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: [{ path: cache }]", "spec.cache: must have fields"),
+            (
+                "  mount: {",
+                "  preload: { bandwidth: fast }\n  mount: {",
+                "spec.preload.bandwidth: \"fast\": must be more than 0",
+            ),
+            ("  mount: {", "  preload: { bandwidth: '0' }\n  mount: {", "spec.preload.bandwidth: \"0\": must be more than 0"),
+            (
+                "  mount: {",
+                "  preload: { bandwidth: -1Gi }\n  mount: {",
+                "spec.preload.bandwidth: \"-1Gi\": must be more than 0",
+            ),
             ("0440", "01777", "spec.mount.fileMode: 0o1777"),
             ("CacheDataset\n", "Pod\n", "kind: must be CacheDataset"),
             ("kind:", "kind: a: b", "imagenet.yaml: "),
@@ -225,6 +276,53 @@ spec:
             let error = refused(from, to);
             assert!(error.starts_with("/home/me/imagenet.yaml") || error.starts_with("read /home/me/imagenet.yaml"), "{error}");
             assert!(error.contains(says), "{error:?} does not say {says:?}");
+        }
+    }
+
+    /// Places of everything in the document, and the document itself.
+    fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+        found.push(at.to_owned());
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| pointers(value, &format!("{at}/{name}"), found)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(n, item)| pointers(item, &format!("{at}/{n}"), found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn whatever_stands_where_something_else_should_is_an_error_and_no_panic() {
+        let file = serde_json::json!({
+            "apiVersion": "larder.dev/v1alpha1",
+            "kind": "CacheDataset",
+            "metadata": { "name": "demo", "labels": { "a": "b" } },
+            "spec": {
+                "source": {
+                    "uri": "s3://b/p/", "endpoint": "http://minio", "region": "r", "pathStyle": true, "include": ["a"], "exclude": ["b"],
+                    "credentials": { "secretRef": { "name": "s" } }, "ca": { "configMapRef": { "name": "c" } },
+                },
+                "cache": { "tiers": [{ "path": "cache", "quota": "2Gi", "name": "n" }], "replicas": 1 },
+                "mount": { "uid": 1, "gid": 1, "fileMode": 288, "dirMode": 365, "mode": "Auto" },
+                "preload": { "policy": "OnCreate", "paths": ["a/"], "bandwidth": "1Gi" },
+                "workers": { "nodeSelector": { "a": "b" }, "tolerations": [] },
+            },
+        });
+        parse(&file.to_string()).unwrap();
+        let mut places = Vec::new();
+        pointers(&file, "", &mut places);
+        assert!(places.len() > 40);
+        let others = ["\"/nvme\"", "\"\"", "7", "-1", "1e99", "[1]", "[]", "{}", "{\"a\":1}", "null", "true"];
+        for (place, other) in places.iter().flat_map(|place| others.map(|other| (place, other))) {
+            let mut changed = file.clone();
+            *changed.pointer_mut(place).unwrap() = serde_json::from_str(other).unwrap();
+            if let Err(e) = parse(&changed.to_string()) {
+                assert!(e.to_string().contains("/home/me/imagenet.yaml"), "{place} {other}: {e}");
+            }
+        }
+        for place in ["/spec", "/spec/cache", "/spec/cache/tiers"] {
+            let mut changed = file.clone();
+            *changed.pointer_mut(place).unwrap() = "x".into();
+            let said = parse(&changed.to_string()).unwrap_err().to_string();
+            assert!(said.contains(&format!(": {}: ", place[1..].replace('/', "."))), "{said}");
         }
     }
 

@@ -21,6 +21,7 @@ mod detach;
 pub mod mount;
 mod mountpoint;
 mod namespace;
+mod overlap;
 pub mod preload;
 mod progress;
 pub mod umount;

@@ -7,7 +7,7 @@ use crate::{
     dataset::Dataset,
     detach,
     mountpoint::Mountpoint,
-    namespace,
+    namespace, overlap,
     progress::Progress,
 };
 use anyhow::Context as _;
@@ -26,6 +26,7 @@ use nix::{
 };
 use std::{
     ffi::OsString,
+    fs, io,
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{ExitCode, ExitStatus},
@@ -35,13 +36,15 @@ use std::{
 use tokio::{
     process::{Child, Command},
     runtime::Handle,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
     task::spawn_blocking,
 };
 use tokio_util::sync::CancellationToken;
 
 /// Complete local files kept open, if the process may open twice as many.
 const OPEN_FILES: usize = 4096;
+/// Keys that are named of those that are left out.
+const EXAMPLES: usize = 3;
 /// How long readers get to close their files when the mount is taken away under them.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -97,8 +100,10 @@ pub fn before_threads(args: &Args) -> anyhow::Result<Option<ExitCode>> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dataset = Dataset::load(&args.source.file)?;
     let access = access::find(&dataset, &args.source, |name| std::env::var(name).ok())?;
-    let stop = Stop::new(!args.command.is_empty())?;
+    let stop = Stop::new(!args.command.is_empty(), args.detach)?;
     let mountpoint = Mountpoint::prepare(&args.mountpoint, !args.command.is_empty()).await?;
+    // After a dead mount there was taken away, which would not say what it covers.
+    overlap::check(&dataset, Some(mountpoint.path()))?;
     let Some(cache) = stop.before(Cache::open(&dataset, access)).await else { return Ok(ExitCode::FAILURE) };
     let mut cache = cache?;
     let served = serve(&args, &dataset, &mut cache, &mountpoint, &stop).await;
@@ -134,7 +139,7 @@ async fn use_it(
     if args.preload {
         let mut progress = Progress::new(&dataset.name);
         match stop.before(cache.preloaded(|p| progress.show(p))).await {
-            Some(preloaded) => preloaded?,
+            Some(preloaded) => drop(preloaded?),
             None => return Ok(ExitCode::FAILURE),
         }
     }
@@ -144,8 +149,13 @@ async fn use_it(
         detach::leave(&dir.join("log"))?;
     }
     if let [program, rest @ ..] = &args.command[..] {
-        let child = Command::new(program).args(rest).spawn();
-        return stop.wait_for(child.with_context(|| format!("run {}", program.display()))?).await;
+        return match Command::new(program).args(rest).spawn() {
+            Ok(child) => stop.wait_for(child).await,
+            Err(e) => {
+                eprintln!("error: run {}: {e}", program.display());
+                Ok(not_run(&e))
+            }
+        };
     }
     tokio::select! {
         () = stop.asked.cancelled() => {}
@@ -161,7 +171,10 @@ pub(crate) fn describe(snapshot: &Snapshot) -> String {
         if snapshot.fresh { "listed just now".to_owned() } else { format!("as listed at {taken} (--refresh lists again)") };
     let left_out = match snapshot.skipped {
         0 => String::new(),
-        n => format!(", {} keys left out that no file system can hold", HumanCount(n)),
+        n => {
+            let examples = snapshot.examples.iter().take(EXAMPLES).cloned().collect::<Vec<_>>();
+            format!(", {} left out ({})", HumanCount(n), examples.join("; "))
+        }
     };
     format!("{} files, {}{left_out}, {age}", HumanCount(snapshot.files), BinaryBytes(snapshot.bytes))
 }
@@ -275,15 +288,28 @@ impl Mounted {
     }
 }
 
+/// Never without a signal to listen to.
+async fn heard(signal: Option<&mut unix::Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// The wish to end.
 struct Stop {
     asked: CancellationToken,
 }
 
 impl Stop {
-    /// With a command, Ctrl-C is for the command: it has the same terminal.
-    fn new(command: bool) -> anyhow::Result<Self> {
+    /// With a command, Ctrl-C is for the command: it has the same terminal. What is detached outlives its terminal.
+    fn new(command: bool, detach: bool) -> anyhow::Result<Self> {
         let asked = CancellationToken::new();
+        // Listened to, it would not be ignored any more, neither here nor by the command.
+        let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup()));
+        let mut hangup = hangup.transpose().context("listen for signals")?;
         let mut term = signal(SignalKind::terminate()).context("listen for signals")?;
         let mut int = signal(SignalKind::interrupt()).context("listen for signals")?;
         let told = asked.clone();
@@ -291,6 +317,7 @@ impl Stop {
             loop {
                 tokio::select! {
                     _ = term.recv() => break,
+                    () = heard(hangup.as_mut()) => if !detach { break },
                     _ = int.recv() => if !command { break },
                 }
             }
@@ -324,8 +351,38 @@ impl Stop {
     }
 }
 
+/// As a shell would tell that there is no such command, or that it may not be run.
+fn not_run(e: &io::Error) -> ExitCode {
+    ExitCode::from(if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+}
+
+/// Is SIGHUP to have no effect, as under nohup?
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored(&status, Signal::SIGHUP)
+}
+
+fn ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (mask >> (signal as i32 - 1)) & 1 == 1
+}
+
 /// As a shell would tell it.
 fn code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hangup_that_was_to_have_no_effect_has_none() {
+        let status = |mask: &str| format!("Name:\tlarder\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(ignored(&status("0000000000001001"), Signal::SIGHUP));
+        assert!(!ignored(&status("0000000000001000"), Signal::SIGHUP));
+        assert!(!ignored("", Signal::SIGHUP));
+    }
 }

@@ -1,7 +1,7 @@
 //! A preload as people see it: a bar on a terminal, else a line now and then.
 
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use larder_proto::control::v1::{Phase, Preload};
+use larder_proto::control::v1::{Phase, Preload, Problem};
 use std::{
     io::{IsTerminal as _, stderr},
     time::{Duration, Instant},
@@ -15,6 +15,8 @@ const STYLE: &str = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}  {b
 pub(crate) struct Progress {
     name: String,
     shown: Shown,
+    /// The problem told last.
+    told: Option<Problem>,
 }
 
 enum Shown {
@@ -30,16 +32,28 @@ impl Progress {
             ProgressBar::new(0).with_style(style).with_prefix(name.to_owned())
         };
         let shown = if stderr().is_terminal() { Shown::Bar(bar()) } else { Shown::Lines { last: None } };
-        Self { name: name.to_owned(), shown }
+        Self { name: name.to_owned(), shown, told: None }
     }
 
     pub fn show(&mut self, preload: &Preload) {
+        let held_up = preload.phase() == Phase::Failed && preload.attempts == 0;
+        // One that an attempt has ended with is the error that the command ends with.
+        if held_up
+            && let Some(problem) = preload.problem.as_ref().filter(|p| self.told.as_ref().map(|t| &t.reason) != Some(&p.reason))
+        {
+            let text = format!("{}: {} ({}); going on", self.name, problem.message, problem.reason);
+            match &self.shown {
+                Shown::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+                Shown::Lines { .. } => eprintln!("{text}"),
+            }
+            self.told = Some(problem.clone());
+        }
         // Nothing is known before the share has been counted.
         if preload.files_total == 0 {
             return;
         }
         let files = format!("{}/{} files", preload.files_done, preload.files_total);
-        let over = preload.phase() != Phase::Running;
+        let over = preload.phase() == Phase::Succeeded || preload.attempts > 0;
         match &mut self.shown {
             Shown::Bar(bar) => {
                 if bar.length() != Some(preload.bytes_total) {

@@ -116,12 +116,20 @@ pub(crate) struct Progress {
     pub fetches: AtomicU64,
     /// Nothing comes from the origin just now.
     stuck: AtomicBool,
-    ending: Mutex<(pb::Phase, Option<pb::Problem>)>,
+    ending: Mutex<Ending>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Ending {
+    phase: pb::Phase,
+    problem: Option<pb::Problem>,
+    /// Attempts that have ended without everything, this one and those before.
+    attempts: u32,
 }
 
 impl Progress {
     pub fn new(snapshot: &str) -> Arc<Self> {
-        let ending = Mutex::new((pb::Phase::Running, None));
+        let ending = Mutex::new(Ending { phase: pb::Phase::Running, ..Ending::default() });
         Arc::new(Self { snapshot: snapshot.to_owned(), ending, ..Self::default() })
     }
 
@@ -149,6 +157,11 @@ impl Progress {
         self.end(pb::Phase::Failed, Some(problem));
     }
 
+    /// An attempt has ended without everything.
+    pub fn failed(&self, problem: pb::Problem) {
+        self.end_with(pb::Phase::Failed, Some(problem), 1);
+    }
+
     /// Something was fetched.
     pub fn goes_on(&self) {
         self.fetches.fetch_add(1, Relaxed);
@@ -158,21 +171,25 @@ impl Progress {
     }
 
     pub fn end(&self, phase: pb::Phase, problem: Option<pb::Problem>) {
+        self.end_with(phase, problem, 0);
+    }
+
+    fn end_with(&self, phase: pb::Phase, problem: Option<pb::Problem>, attempts: u32) {
         let mut ending = self.ending.lock();
-        let new = (phase, problem);
-        if *ending != new {
-            match &new.1 {
+        let attempts = ending.attempts + attempts;
+        if (ending.phase, &ending.problem) != (phase, &problem) {
+            match &problem {
                 Some(p) => {
                     tracing::warn!(snapshot = self.snapshot, reason = p.reason, message = p.message, "preload is held up")
                 }
                 None => tracing::info!(snapshot = self.snapshot, bytes = self.bytes_done.load(Relaxed), ?phase, "preload"),
             }
-            *ending = new;
         }
+        *ending = Ending { phase, problem, attempts };
     }
 
     fn to_proto(&self) -> pb::Preload {
-        let (phase, problem) = self.ending.lock().clone();
+        let Ending { phase, problem, attempts } = self.ending.lock().clone();
         let bytes_total = self.bytes_total.load(Relaxed);
         // All of them are there when every file is whole and durable, not when the last byte has come.
         let most = if phase == pb::Phase::Succeeded { bytes_total } else { bytes_total.saturating_sub(1) };
@@ -192,6 +209,7 @@ impl Progress {
             files_done: self.files_done.load(Relaxed),
             files_failed: self.files_failed.load(Relaxed),
             problem,
+            attempts,
         }
     }
 }

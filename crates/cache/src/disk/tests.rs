@@ -103,6 +103,17 @@ async fn many_readers_of_one_chunk_cause_one_fetch() {
 }
 
 #[tokio::test]
+async fn an_object_that_the_quota_has_no_room_for_takes_no_memory_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open_with(dir.path(), 1 << 30);
+    // A list of its chunks would be larger than any memory.
+    let object = own(1, i64::MAX.cast_unsigned());
+    let e = cache.read_range(&object, 0..10, never).await.unwrap_err();
+    assert!(matches!(e, ReadError::Cache(CacheError::QuotaExceeded { need, .. }) if need == object.size), "{e}");
+    assert!(!cache.is_filling(&key(1)));
+}
+
+#[tokio::test]
 async fn complete_files_are_found_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let sizes = [0, 1, CHUNK, CHUNK + 1];

@@ -1,6 +1,6 @@
 //! Lines of a listing, in a form that sorts itself.
 
-use super::{NAME_MAX, PATH_MAX, VERSION_MAX};
+use super::{NAME_MAX, PATH_MAX, SIZE_MAX, VERSION_MAX};
 
 /// One object as the origin listed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,9 @@ impl Listed {
         }
         if path.len() > PATH_MAX {
             return Err("is longer than 4095 bytes");
+        }
+        if self.size > SIZE_MAX {
+            return Err("is larger than 1 PiB");
         }
         if self.version.len() > VERSION_MAX {
             return Err("has a version longer than 255 bytes");
@@ -166,6 +169,15 @@ mod tests {
             all.unwrap();
         }
         out
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_is_no_file() {
+        let of = |size| Listed { path: "a".into(), size, mtime_ns: 0, version: "v".into() }.check();
+        assert_eq!(of(SIZE_MAX), Ok(()));
+        for size in [SIZE_MAX + 1, i64::MAX.cast_unsigned(), u64::MAX] {
+            assert_eq!(of(size), Err("is larger than 1 PiB"));
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ enum Seen {
     Nothing,
 }
 
+const DENIED: &str = "may not be looked into by the user that Larder runs as";
+
 /// Gives everything to `take`, until that has enough. Blocks.
 pub(super) fn walk(inner: &Inner, mut take: impl FnMut(Item) -> bool) -> Result<(), Error> {
     let root = inner.root()?;
@@ -27,6 +29,13 @@ pub(super) fn walk(inner: &Inner, mut take: impl FnMut(Item) -> bool) -> Result<
         let failed = |e: io::Error| inner.failed("list", &folder, &e);
         let entries = match root.folder(&folder) {
             Err(e) if is_gone(&e) && !folder.is_empty() => continue,
+            // What is beneath the source may belong to others, such as lost+found of the disk. The source itself may not.
+            Err(e) if is_denied(&e) && !folder.is_empty() => {
+                if !take(Item::Skipped { key: folder, reason: DENIED }) {
+                    return Ok(());
+                }
+                continue;
+            }
             entries => entries.map_err(failed)?,
         };
         let mut empty = true;
@@ -65,14 +74,21 @@ fn see(inner: &Inner, root: &Root, folder: &str, entry: &DirEntry) -> Result<See
     let meta = match root.any(&path).and_then(|file| file.metadata()) {
         Ok(meta) => meta,
         Err(e) if link && (is_gone(&e) || leads_nowhere(&e)) => {
-            return skipped(path, "is a link that leads out of the folder, or nowhere");
+            return skipped(path, "is a link that is absolute, or leads out of the folder or nowhere");
         }
         Err(e) if is_gone(&e) => return Ok(Seen::Nothing),
+        Err(e) if is_denied(&e) => return skipped(path, DENIED),
         Err(e) if e.kind() == io::ErrorKind::InvalidFilename => return skipped(path, "its path is too long"),
         Err(e) => return Err(inner.failed("list", &path, &e)),
     };
     if meta.is_dir() {
-        return if link { skipped(path, "is a link to a folder") } else { Ok(Seen::Folder(format!("{path}/"))) };
+        return if link {
+            skipped(path, "is a link to a folder, which is not followed")
+        } else if inner.globs.exclude_folder(&path) {
+            Ok(Seen::Nothing)
+        } else {
+            Ok(Seen::Folder(format!("{path}/")))
+        };
     }
     if !meta.is_file() {
         return skipped(path, "is a device, a pipe or a socket");
@@ -82,6 +98,10 @@ fn see(inner: &Inner, root: &Root, folder: &str, entry: &DirEntry) -> Result<See
     }
     let (size, mtime_ns, version) = (meta.size(), mtime_ns(&meta), version(&meta));
     Ok(Seen::Item(Item::File(Listed { path, size, mtime_ns, version })))
+}
+
+fn is_denied(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::PermissionDenied
 }
 
 fn is_gone(e: &io::Error) -> bool {

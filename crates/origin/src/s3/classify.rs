@@ -1,6 +1,7 @@
 //! Failed requests → reasons, with a text that says what to do.
 
 use super::{
+    page::PageError,
     tries::{Again, Failure},
     wire::{Ending, Failing},
 };
@@ -40,18 +41,31 @@ pub(super) fn failure(s: &Resolved, action: Action<'_>, ending: &Option<Ending>,
 
 fn again(action: Action<'_>, ending: &Option<Ending>) -> Again {
     match ending {
-        Some(Ending::Answer { status, code, retry_after, .. }) => match (status.as_u16(), code.as_str()) {
+        Some(Ending::Answer { status, code, retry_after, .. }) => match (meant(*status, code), code.as_str()) {
             (429 | 503, _) => Again::Slower(*retry_after),
             (_, code) if THROTTLING.contains(&code) => Again::Slower(*retry_after),
             (408 | 500.., _) | (_, "RequestTimeout" | "InternalError") => Again::Later,
             _ => Again::Never,
         },
+        Some(Ending::NoPage(PageError::BrokenOff(_))) => Again::Later,
+        Some(Ending::NoPage(_)) => Again::Never,
         Some(Ending::NoAnswer(_, Failing::Tls | Failing::Expired, _)) => Again::Never,
         Some(Ending::NoAnswer(_, Failing::Dns, _) | Ending::NoAnswer(HttpErrorKind::Connect, ..)) => Again::Soon,
         Some(Ending::NoAnswer(HttpErrorKind::Timeout, ..)) => Again::Slower(None),
         // Whoever that is, it speaks no S3.
         Some(Ending::NoAnswer(HttpErrorKind::Decode, ..)) if matches!(action, Action::List) => Again::Never,
         Some(Ending::NoAnswer(..)) | None => Again::Later,
+    }
+}
+
+/// The status that goes with the code: some servers begin to answer before they know, and then send an error with status 200.
+fn meant(status: StatusCode, code: &str) -> u16 {
+    match code {
+        _ if !status.is_success() => status.as_u16(),
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => 403,
+        "InternalError" => 500,
+        "ServiceUnavailable" | "SlowDown" => 503,
+        _ => 400,
     }
 }
 
@@ -64,6 +78,16 @@ fn error(s: &Resolved, action: Action<'_>, ending: &Option<Ending>, fallback: &o
     let e = |reason, text: String| Error::new(reason, format!("{what}: {text}"));
     match ending {
         Some(Ending::Answer { status, code, region, .. }) => answer(s, action, *status, code, region.as_deref()),
+        Some(Ending::NoPage(PageError::NoToken)) => e(
+            Reason::OriginFailed,
+            "the origin says that there is more than it listed, and gives no continuation token to ask for the rest with: it does not know ListObjectsV2 (list-type=2); name a server or gateway that does in source.endpoint".into(),
+        ),
+        Some(Ending::NoPage(broken @ PageError::BrokenOff(_))) => {
+            e(Reason::OriginUnreachable, format!("the answer is not whole ({broken}); see the origin's logs, and those of proxies before it"))
+        }
+        Some(Ending::NoPage(not_s3)) => {
+            e(Reason::OriginFailed, format!("the answer is not S3's ({not_s3}); check that source.endpoint is an S3 endpoint"))
+        }
         Some(Ending::NoAnswer(_, Failing::Dns, _)) => e(
             Reason::DnsFailed,
             "the endpoint's name has no address, or DNS does not answer; check source.endpoint and the cluster's DNS".into(),
@@ -91,7 +115,7 @@ fn answer(s: &Resolved, action: Action<'_>, status: StatusCode, code: &str, regi
     let what = action.text(s);
     let said = if code.is_empty() { status.as_u16().to_string() } else { format!("{} {code}", status.as_u16()) };
     let e = |reason, remedy: &str| Error::new(reason, format!("{what}: the origin answered {said}; {remedy}"));
-    match (status.as_u16(), code) {
+    match (meant(status, code), code) {
         (_, "NoSuchBucket") => e(
             Reason::BucketNotFound,
             &format!("bucket {} does not exist there; check source.uri and source.endpoint", s.bucket),

@@ -83,6 +83,7 @@ impl Listing<'_> {
         self.ranges.take(range, page.objects, token).map(Some).map_err(|odd| {
             let text = match odd {
                 Odd::Token => "gave the same continuation token twice, so that the listing would never end",
+                Odd::Page => "sent the same keys for two continuation tokens, so that the listing would never end",
                 Odd::Order => "listed keys out of order, after it had listed many in order",
                 Odd::Empty => "sent page after page without a key and without an end",
             };

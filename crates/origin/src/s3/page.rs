@@ -5,7 +5,7 @@
 //! the same continuation token.
 
 use bytes::Bytes;
-use quick_xml::escape::escape;
+use quick_xml::{DeError, Reader, escape::escape, events::Event};
 use serde::Deserialize;
 
 /// Objects exactly as the origin named them.
@@ -22,6 +22,20 @@ pub(super) struct Object {
     pub size: u64,
     pub mtime_ns: i64,
     pub e_tag: Option<String>,
+}
+
+/// Why an answer is no page.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PageError {
+    /// An S3 error of this code, with a status that says that all is well.
+    #[error("an error of code {0}")]
+    Refused(String),
+    #[error("{0}")]
+    NotS3(String),
+    #[error("it breaks off: {0}")]
+    BrokenOff(String),
+    #[error("it is one part of a listing, and has no continuation token for the next")]
+    NoToken,
 }
 
 #[derive(Deserialize)]
@@ -54,9 +68,17 @@ struct Contents {
     e_tag: Option<String>,
 }
 
-/// The page, and the answer for object_store in its place.
-pub(super) fn parse(xml: &[u8]) -> Result<(Page, Bytes), quick_xml::DeError> {
-    let answer: ListBucketResult = quick_xml::de::from_reader(xml)?;
+/// The page, and the answer for object_store in its place. What is no page must not be taken for one without keys, which ends the listing.
+pub(super) fn parse(xml: &[u8]) -> Result<(Page, Bytes), PageError> {
+    match root(xml)?.as_str() {
+        "ListBucketResult" => {}
+        "Error" => return Err(PageError::Refused(code(xml))),
+        other => return Err(PageError::NotS3(format!("it is <{other}>"))),
+    }
+    let answer: ListBucketResult = quick_xml::de::from_reader(xml).map_err(|e| match e {
+        DeError::InvalidXml(_) | DeError::UnexpectedEof => PageError::BrokenOff(e.to_string()),
+        e => PageError::NotS3(e.to_string()),
+    })?;
     let objects = answer.contents.into_iter().map(|c| Object {
         // A time that cannot be read is no reason to leave a file out.
         mtime_ns: c.last_modified.parse::<jiff::Timestamp>().map_or(0, |t| i64::try_from(t.as_nanosecond()).unwrap_or(0)),
@@ -66,10 +88,40 @@ pub(super) fn parse(xml: &[u8]) -> Result<(Page, Bytes), quick_xml::DeError> {
     });
     // Some servers send a token with the last page too.
     let token = answer.next_continuation_token.filter(|t| answer.is_truncated && !t.is_empty());
+    if answer.is_truncated && token.is_none() {
+        return Err(PageError::NoToken);
+    }
     let token = token.map_or_else(String::new, |t| format!("<NextContinuationToken>{}</NextContinuationToken>", escape(t)));
     let rest = format!("<ListBucketResult>{token}</ListBucketResult>");
     let folders = answer.common_prefixes.into_iter().map(|c| c.prefix).collect();
     Ok((Page { objects: objects.collect(), folders }, rest.into()))
+}
+
+/// Name of the element that holds all others.
+fn root(xml: &[u8]) -> Result<String, PageError> {
+    let mut reader = Reader::from_reader(xml);
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(e) | Event::Empty(e)) => {
+                let name: String = String::from_utf8_lossy(e.local_name().into_inner()).chars().take(64).collect();
+                return Ok(name);
+            }
+            Ok(Event::Text(text)) if !text.trim_ascii().is_empty() => return Err(PageError::NotS3("it is no XML".to_owned())),
+            Ok(Event::Eof) => return Err(PageError::BrokenOff("it has no element".to_owned())),
+            Ok(_) => {}
+            Err(e) => return Err(PageError::BrokenOff(e.to_string())),
+        }
+    }
+}
+
+/// `<Code>` of an S3 error; the rest of its text is left out, because it may repeat the request with its signature.
+pub(super) fn code(xml: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(rename = "Code")]
+        code: String,
+    }
+    quick_xml::de::from_reader::<_, Answer>(xml).map(|a| a.code.chars().take(64).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -101,6 +153,40 @@ mod tests {
         let (page, rest) = parse(b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap();
         assert_eq!(page, Page::default());
         assert_eq!(&rest[..], b"<ListBucketResult></ListBucketResult>");
-        assert!(parse(b"<html>nginx</html").is_err());
+    }
+
+    #[test]
+    fn what_is_no_page_is_not_taken_for_the_last_one() {
+        for (xml, expected) in [
+            ("<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", PageError::NoToken),
+            (
+                "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken/></ListBucketResult>",
+                PageError::NoToken,
+            ),
+            ("<Error><Code>SlowDown</Code></Error>", PageError::Refused("SlowDown".into())),
+            ("<Error/>", PageError::Refused(String::new())),
+            (
+                r#"<!DOCTYPE html><html xmlns="http://www.w3.org/1999/xhtml"><body/></html>"#,
+                PageError::NotS3("it is <html>".into()),
+            ),
+            ("<html>nginx</html", PageError::NotS3("it is <html>".into())),
+            ("moved", PageError::NotS3("it is no XML".into())),
+        ] {
+            assert_eq!(parse(xml.as_bytes()).unwrap_err(), expected, "{xml}");
+        }
+        let size = "<ListBucketResult><Contents><Key>a</Key><Size>-1</Size></Contents></ListBucketResult>";
+        assert!(matches!(parse(size.as_bytes()), Err(PageError::NotS3(_))));
+    }
+
+    #[test]
+    fn a_page_that_breaks_off_anywhere_is_seen_to() {
+        let xml = r#"<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><IsTruncated>false</IsTruncated>
+<Contents><Key>a&amp;b</Key><ETag>"e"</ETag><Size>15</Size></Contents><Contents><Key>c</Key><Size>0</Size></Contents></ListBucketResult>"#;
+        assert_eq!(parse(xml.as_bytes()).unwrap().0.objects.len(), 2);
+        for end in 0..xml.len() {
+            let parsed = parse(&xml.as_bytes()[..end]);
+            assert!(matches!(parsed, Err(PageError::BrokenOff(_))), "{}: {parsed:?}", &xml[..end]);
+        }
     }
 }

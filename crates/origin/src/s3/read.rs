@@ -1,5 +1,6 @@
 //! Reads a range of an object, in as many tries as it takes; each goes on where the one before it broke off.
 
+use super::version::Version;
 use super::{
     S3,
     classify::{self, Action},
@@ -19,7 +20,7 @@ const TRICKLE: u64 = 64 << 10;
 struct Wanted<'a> {
     location: Path,
     key: &'a str,
-    version: &'a str,
+    version: Version<'a>,
     range: Range<u64>,
 }
 
@@ -31,7 +32,7 @@ impl S3 {
             .filter(|p| p.as_ref() == key)
             .ok_or_else(|| Error::new(Reason::ObjectNotFound, format!("{key:?} cannot be asked for; take a new snapshot")))?;
         let mut got = BytesMut::with_capacity((range.end - range.start) as usize);
-        let wanted = Wanted { location, key: &key, version, range };
+        let wanted = Wanted { location, key: &key, version: Version::new(version), range };
         let mut tries = Tries::new(&self.pace, self.patience);
         loop {
             let began = tries.begin().await;
@@ -52,7 +53,7 @@ impl S3 {
         let odd = |text: &str| Failure { error: classify::odd(&self.source, what, text), again: Again::Later };
         let trace = Trace::default();
         let mut options = GetOptions {
-            if_match: Some(quoted(wanted.version)),
+            if_match: wanted.version.condition(),
             range: Some(GetRange::Bounded(wanted.range.start + got.len() as u64..wanted.range.end)),
             ..GetOptions::default()
         };
@@ -61,7 +62,11 @@ impl S3 {
         let answer = self.store.get_opts(&wanted.location, options).await.map_err(|e| failed(&e))?;
         let began_after = asked.elapsed();
         // Not every server heeds If-Match.
-        if answer.meta.e_tag.as_deref().map(quoted) != Some(quoted(wanted.version)) {
+        let Some(e_tag) = answer.meta.e_tag.as_deref().filter(|tag| !tag.is_empty()) else {
+            let text = "sent no ETag with the object, so that a change could not be noticed; a proxy may have taken it away";
+            return Err(Failure { error: classify::odd(&self.source, what, text), again: Again::Never });
+        };
+        if !wanted.version.is(e_tag, answer.meta.size, answer.meta.last_modified.timestamp()) {
             return Err(Failure { error: classify::changed(&self.source, wanted.key), again: Again::Never });
         }
         let (before, len) = (got.len(), (wanted.range.end - wanted.range.start) as usize);
@@ -87,9 +92,4 @@ impl S3 {
         }
         if got.len() < len { Err(odd("sent fewer bytes than asked for")) } else { Ok(began_after) }
     }
-}
-
-/// As If-Match wants it: some servers list ETags without their quotes.
-fn quoted(version: &str) -> String {
-    if version.ends_with('"') { version.to_owned() } else { format!("\"{version}\"") }
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     Credentials,
     conformance::list,
-    testing::{ACCESS_KEY, BUCKET, FakeS3},
+    testing::{ACCESS_KEY, BUCKET, ETags, FakeS3},
 };
 use std::time::Duration;
 
@@ -93,6 +93,12 @@ async fn listings_that_would_never_end_are_errors() {
     assert_eq!(e.reason(), Reason::OriginFailed);
     assert!(e.to_string().contains("same continuation token"), "{e}");
 
+    let server = FakeS3::with_pages_of(10).await;
+    put_many(&server, 500);
+    server.faults(|f| f.repeat_page = true);
+    let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
+    assert!(e.to_string().contains("same keys"), "{e}");
+
     // A page that is larger than any that S3 sends.
     let server = FakeS3::with_pages_of(1_000_000).await;
     let folder = "x".repeat(200);
@@ -100,6 +106,34 @@ async fn listings_that_would_never_end_are_errors() {
     let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
     assert_eq!(e.reason(), Reason::OriginFailed);
     assert!(e.to_string().contains("longer than"), "{e}");
+}
+
+#[tokio::test]
+async fn an_error_with_a_status_of_success_and_a_page_that_breaks_off_are_tried_again() {
+    let server = FakeS3::start().await;
+    server.put("p/a", "x");
+    let error = |code| format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>");
+    for page in [error("SlowDown"), error("InternalError"), "<?xml version=\"1.0\"?><ListBucketResult><Conte".to_owned()] {
+        server.faults(|f| f.pages = [page.clone()].into());
+        let lists = server.seen().lists;
+        let (files, _) = list(&connect(&source(&server, "p/")).0).await.unwrap();
+        assert_eq!((files.len(), server.seen().lists - lists), (1, 2), "{page}");
+    }
+    for (page, reason, text) in [
+        (error("AccessDenied"), Reason::AccessDenied, "200 AccessDenied"),
+        (error("NoSuchBucket"), Reason::BucketNotFound, "200 NoSuchBucket"),
+        ("<html><body/></html>".to_owned(), Reason::OriginFailed, "not S3's (it is <html>)"),
+        (
+            "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>".to_owned(),
+            Reason::OriginFailed,
+            "does not know ListObjectsV2",
+        ),
+    ] {
+        server.faults(|f| f.pages = [page.clone()].into());
+        let e = list(&connect(&source(&server, "p/")).0).await.unwrap_err();
+        assert_eq!(e.reason(), reason, "{e}");
+        assert!(e.to_string().contains(text), "{e}");
+    }
 }
 
 #[tokio::test]
@@ -127,6 +161,27 @@ async fn a_changed_object_is_never_read_also_where_if_match_is_not_heeded() {
     let e = origin.read_range("f", &version, 2..5).await.unwrap_err();
     assert_eq!(e.reason(), Reason::Changed, "{e}");
     assert!(e.to_string().contains("s3://data/f"), "{e}");
+}
+
+#[tokio::test]
+async fn weak_and_missing_etags_are_no_change() {
+    let server = FakeS3::start().await;
+    server.put("f", "0123456789");
+    let (origin, _) = connect(&source(&server, ""));
+    let strong = list(&origin).await.unwrap().0["f"].version.clone();
+    server.faults(|f| f.e_tags = ETags::Weakened);
+    assert_eq!(origin.read_range("f", &strong, 2..5).await.unwrap(), "234");
+    server.faults(|f| f.e_tags = ETags::Missing);
+    let e = origin.read_range("f", &strong, 2..5).await.unwrap_err();
+    assert_eq!(e.reason(), Reason::OriginFailed, "{e}");
+    assert!(e.to_string().contains("sent no ETag"), "{e}");
+
+    server.faults(|f| f.e_tags = ETags::Weak);
+    let weak = list(&origin).await.unwrap().0["f"].version.clone();
+    assert!(weak.starts_with("W/"), "{weak}");
+    assert_eq!(origin.read_range("f", &weak, 2..5).await.unwrap(), "234");
+    server.put("f", "abcdefghij");
+    assert_eq!(origin.read_range("f", &weak, 2..5).await.unwrap_err().reason(), Reason::Changed);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! One request is tried again until it succeeds, trying is of no use, or its time is over.
 
-use crate::{Error, Pace, Patience, pace::random};
+use crate::{
+    Error, Pace, Patience,
+    pace::{LEAVE_ALONE, random},
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -69,7 +72,8 @@ impl<'a> Tries<'a> {
             Again::Later => (self.patience.failing, Duration::ZERO),
             Again::Slower(asked) => {
                 self.pace.refused(began, asked);
-                (self.patience.failing, asked.unwrap_or_default())
+                // What all requests wait at most is what this one does.
+                (self.patience.failing, asked.unwrap_or_default().min(LEAVE_ALONE))
             }
         };
         let pause = self.pause.mul_f64(1.0 - random() / 2.0).max(at_least);
@@ -80,5 +84,24 @@ impl<'a> Tries<'a> {
         tokio::time::sleep(pause).await;
         self.pause = (self.pause * 2).min(PAUSE.1);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Reason;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_no_longer_than_all_others_whatever_the_origin_asks_for() {
+        let pace = Pace::default();
+        let mut tries = Tries::new(&pace, Patience::default());
+        let began = tries.begin().await;
+        let throttled = || Failure {
+            error: Error::new(Reason::Throttled, "slower"),
+            again: Again::Slower(Some(Duration::from_secs(3600))),
+        };
+        tries.again(began, throttled()).await.unwrap();
+        assert!((LEAVE_ALONE..LEAVE_ALONE * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 }

@@ -1,6 +1,6 @@
 //! Between object_store and its HTTP client: counts bytes, keeps what a failed request said, reads listing pages.
 
-use super::page;
+use super::page::{self, PageError};
 use crate::Received;
 use bytes::Bytes;
 use http::{StatusCode, header::HeaderMap};
@@ -21,6 +21,8 @@ pub(super) struct Trace(Arc<Mutex<Option<Ending>>>);
 pub(super) enum Ending {
     /// The origin answered with an error.
     Answer { status: StatusCode, code: String, region: Option<String>, retry_after: Option<Duration> },
+    /// It answered that all is well, and sent no page.
+    NoPage(PageError),
     /// There was no answer, or it broke off.
     NoAnswer(HttpErrorKind, Failing, String),
 }
@@ -127,7 +129,7 @@ impl Service {
             return self.refused(response, &trace).await;
         }
         if listing {
-            return self.page(response).await.inspect_err(|e| trace.failed(e));
+            return self.page(response, &trace).await;
         }
         let (parts, body) = response.into_parts();
         let received = Arc::clone(&self.received);
@@ -142,10 +144,22 @@ impl Service {
         Ok(HttpResponse::from_parts(parts, object_store::client::HttpResponseBody::new(traced)))
     }
 
-    async fn page(&self, response: HttpResponse) -> Result<HttpResponse, HttpError> {
+    async fn page(&self, response: HttpResponse, trace: &Trace) -> Result<HttpResponse, HttpError> {
         let (mut parts, body) = response.into_parts();
-        let xml = self.whole(body).await?;
-        let (page, rest) = page::parse(&xml).map_err(|e| HttpError::new(HttpErrorKind::Decode, e))?;
+        let xml = self.whole(body).await.inspect_err(|e| trace.failed(e))?;
+        let (page, rest) = match page::parse(&xml) {
+            Ok(page) => page,
+            Err(e) => {
+                let (region, retry_after) = (region(&parts.headers), retry_after(&parts.headers));
+                trace.set(match e {
+                    PageError::Refused(code) => Ending::Answer { status: parts.status, code, region, retry_after },
+                    e => Ending::NoPage(e),
+                });
+                // For object_store it is a refusal; what it was is in the trace.
+                parts.status = StatusCode::BAD_REQUEST;
+                return Ok(HttpResponse::from_parts(parts, Bytes::new().into()));
+            }
+        };
         parts.extensions.insert(page);
         // They describe the body that was read here.
         parts.headers.remove(http::header::CONTENT_LENGTH);
@@ -155,7 +169,7 @@ impl Service {
     async fn refused(&self, response: HttpResponse, trace: &Trace) -> Result<HttpResponse, HttpError> {
         let (parts, body) = response.into_parts();
         let text = self.whole(body).await.unwrap_or_default();
-        let (code, region, retry_after) = (code(&text), region(&parts.headers), retry_after(&parts.headers));
+        let (code, region, retry_after) = (page::code(&text), region(&parts.headers), retry_after(&parts.headers));
         trace.set(Ending::Answer { status: parts.status, code, region, retry_after });
         Ok(HttpResponse::from_parts(parts, Bytes::new().into()))
     }
@@ -174,16 +188,6 @@ impl Service {
         }
         Ok(whole)
     }
-}
-
-/// `<Code>` of an S3 error; the rest of its text is left out, because it may repeat the request with its signature.
-fn code(xml: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        #[serde(rename = "Code")]
-        code: String,
-    }
-    quick_xml::de::from_reader::<_, Answer>(xml).map(|a| a.code.chars().take(64).collect()).unwrap_or_default()
 }
 
 fn region(headers: &HeaderMap) -> Option<String> {

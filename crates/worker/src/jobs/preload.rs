@@ -102,7 +102,7 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
     let paths = match Globs::of_paths("spec.preload.paths", &goal.paths) {
         Ok(paths) => paths,
         Err(e) => {
-            progress.end(Phase::Failed, Some(origin_problem(&e)));
+            progress.failed(origin_problem(&e));
             return std::future::pending().await;
         }
     };
@@ -137,11 +137,11 @@ async fn pursue(worker: &Arc<Worker>, goal: Option<&Goal>, members: &Members) {
                 continue;
             }
             Err(HeldUp::By(p)) => {
-                progress.end(Phase::Failed, Some(p));
+                progress.failed(p);
                 pause.wait().await;
             }
             Err(HeldUp::NoRoom(p)) => {
-                progress.end(Phase::Failed, Some(p));
+                progress.failed(p);
                 share.more_room(&progress, &mut damages, &mut pause).await;
             }
         }

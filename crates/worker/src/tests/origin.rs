@@ -106,7 +106,7 @@ async fn files_that_cannot_be_had_are_named_and_stop_no_other() {
     server.faults(|f| f.keys = faults.map(fault).into());
     node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
     let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
-    assert_eq!((preload.files_failed, preload.files_done), (3, files.len() as u64 - 3));
+    assert_eq!((preload.files_failed, preload.files_done, preload.attempts), (3, files.len() as u64 - 3, 1));
     let problem = preload.problem.unwrap();
     assert!(["AccessDenied", "ObjectNotFound", "OriginFailed"].contains(&problem.reason.as_str()), "{problem:?}");
     for (path, ..) in faults {
@@ -135,9 +135,10 @@ async fn an_origin_that_goes_away_is_told_at_once_and_waited_for() {
     node.configure(pb::Config { snapshot: snapshot.clone(), preload: true, ..orders(&server) }).await;
     let preload = node.until(|s| s.preload.filter(|p| p.phase() == Phase::Failed)).await;
     assert_eq!((preload.problem.unwrap().reason.as_str(), preload.files_failed), ("BucketNotFound", 0));
+    assert_eq!(preload.attempts, 0, "it goes on");
     server.faults(|f| f.refuse = None);
     let preload = node.preloaded().await;
-    assert_eq!((preload.problem, preload.bytes_done), (None, size(&files)));
+    assert_eq!((preload.problem, preload.bytes_done, preload.attempts), (None, size(&files), 0));
     assert_eq!(node.status().await.origin_bytes, size(&files));
 }
 

@@ -3,7 +3,7 @@
 use super::{super::page::Object, middle::middle};
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState},
 };
 
 /// Pages before a listing is worth cutting.
@@ -19,6 +19,7 @@ const EMPTY: u32 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Odd {
     Token,
+    Page,
     Order,
     Empty,
 }
@@ -62,6 +63,8 @@ pub(super) struct Ranges {
     cuts: u64,
     /// Of tokens seen while the listing goes page by page.
     tokens: HashSet<u64>,
+    /// And of the keys of each page: a server may make up a new token for the same page.
+    seen: HashSet<u64>,
     hasher: RandomState,
 }
 
@@ -76,6 +79,7 @@ impl Ranges {
             pages: 0,
             cuts: 0,
             tokens: HashSet::new(),
+            seen: HashSet::new(),
             hasher: RandomState::new(),
         }
     }
@@ -112,10 +116,15 @@ impl Ranges {
             Mode::Ranges if !ordered => return Err(Odd::Order),
             mode => self.mode = mode,
         }
-        if let (Mode::Walking | Mode::Serial, Some(token)) = (&self.mode, &token)
-            && !self.tokens.insert(self.hasher.hash_one(token))
-        {
-            return Err(Odd::Token);
+        if let (Mode::Walking | Mode::Serial, Some(token)) = (&self.mode, &token) {
+            if !self.tokens.insert(self.hasher.hash_one(token)) {
+                return Err(Odd::Token);
+            }
+            let mut page = self.hasher.build_hasher();
+            objects.iter().for_each(|o| o.key.hash(&mut page));
+            if !objects.is_empty() && !self.seen.insert(page.finish()) {
+                return Err(Odd::Page);
+            }
         }
         let count = objects.len();
         if let Some(end) = &range.end {

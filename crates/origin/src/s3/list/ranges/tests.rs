@@ -114,9 +114,16 @@ fn a_server_without_order_is_listed_page_by_page() {
 #[test]
 fn answers_that_would_never_end_are_errors() {
     let mut ranges = Ranges::new(4);
-    for (i, expected) in [(0, Ok(1)), (1, Ok(1)), (0, Err(Odd::Token))] {
+    for (n, (token, expected)) in [(0, Ok(1)), (1, Ok(1)), (0, Err(Odd::Token))].into_iter().enumerate() {
         let (id, ..) = ranges.ask().unwrap();
-        let taken = ranges.take(id, vec![object("same")], Some(format!("t{i}")));
+        let taken = ranges.take(id, vec![object(&format!("{}", 9 - n))], Some(format!("t{token}")));
+        assert_eq!(taken.map(|o| o.len()), expected);
+    }
+    // With new tokens, and not at once.
+    let mut ranges = Ranges::new(4);
+    for (n, (key, expected)) in [("c", Ok(1)), ("b", Ok(1)), ("c", Err(Odd::Page))].into_iter().enumerate() {
+        let (id, ..) = ranges.ask().unwrap();
+        let taken = ranges.take(id, vec![object(key)], Some(format!("t{n}")));
         assert_eq!(taken.map(|o| o.len()), expected);
     }
     let mut ranges = Ranges::new(1);
