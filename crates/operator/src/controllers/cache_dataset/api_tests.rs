@@ -1,5 +1,7 @@
 //! What reaches the API server, and in which order; the server is a function from request to answer.
 
+mod refused;
+
 use super::testing::{mk_dataset, mk_secret, settings};
 use super::*;
 use http::{Method, Request, Response};
@@ -22,8 +24,30 @@ impl Call {
     }
 }
 
+/// Nothing was seen of the operator's own namespace, and no node.
+fn nothing_seen() -> watch::Stores {
+    watch::Stores {
+        datasets: reflector::store().0,
+        nodes: reflector::store().0,
+        pods: reflector::store().0,
+        daemon_sets: reflector::store().0,
+        services: reflector::store().0,
+        config_maps: reflector::store().0,
+        secrets: reflector::store().0,
+    }
+}
+
 /// Reconciles once against `server`; returns the result and what was asked, in order.
 async fn reconcile_with(
+    dataset: CacheDataset,
+    server: impl FnMut(&Call) -> Answer + Send + 'static,
+) -> (Result<Action, finalizer::Error<Error>>, Vec<Call>) {
+    reconcile_among(nothing_seen(), dataset, server).await
+}
+
+/// The same with what was seen of other objects.
+async fn reconcile_among(
+    stores: watch::Stores,
     dataset: CacheDataset,
     mut server: impl FnMut(&Call) -> Answer + Send + 'static,
 ) -> (Result<Action, finalizer::Error<Error>>, Vec<Call>) {
@@ -51,18 +75,11 @@ async fn reconcile_with(
         client,
         settings: settings(),
         security: larder_trust::Security::Plain,
-        stores: watch::Stores {
-            datasets: reflector::store().0,
-            nodes: reflector::store().0,
-            pods: reflector::store().0,
-            daemon_sets: reflector::store().0,
-            services: reflector::store().0,
-            config_maps: reflector::store().0,
-            secrets: reflector::store().0,
-        },
+        stores,
         metrics: Metrics::default(),
         absent: Mutex::default(),
         erasing: Mutex::default(),
+        failing: failures::Since::default(),
     });
     let work = reconcile(Arc::new(dataset), context);
     let result = tokio::time::timeout(Duration::from_secs(5), work).await.expect("the reconcile ends");
@@ -70,11 +87,13 @@ async fn reconcile_with(
     (result, tokio::time::timeout(Duration::from_secs(1), serve).await.expect("the server ends").unwrap())
 }
 
+fn refusal(code: u16, reason: &str, message: &str) -> Answer {
+    let text = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code });
+    (code, text)
+}
+
 fn not_found() -> Answer {
-    (
-        404,
-        json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404 }),
-    )
+    refusal(404, "NotFound", "not found")
 }
 
 /// Says yes to writes, and has nothing but the user's Secret.
@@ -181,7 +200,10 @@ async fn a_member_list_of_a_later_format_is_not_written_over() {
     let (result, calls) = reconcile_with(mk_dataset(), with(2)).await;
     let error = larder_core::causes::chain(&result.unwrap_err());
     assert!(error.contains("the member list") && error.contains("format 2") && error.contains("up to 1"), "{error}");
-    assert!(calls.iter().all(|call| call.method == Method::GET), "{calls:?}");
+    let written: Vec<&Call> = calls.iter().filter(|call| call.method != Method::GET).collect();
+    assert!(written.iter().all(|c| c.is("PATCH", &format!("{DATASET}/status")) || c.uri.contains("/events")), "{written:?}");
+    let message = written[0].body["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("format 2"), "{message}");
 }
 
 fn deleted() -> CacheDataset {

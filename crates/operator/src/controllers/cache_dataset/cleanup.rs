@@ -43,6 +43,7 @@ pub(super) async fn run(dataset: &CacheDataset, context: &Context) -> Result<Act
     objects(&owner, context).await?;
     context.absent.lock().remove(&owner.uid);
     context.erasing.lock().remove(&owner.uid);
+    context.failing.forget(&owner.uid);
     tracing::info!(namespace = owner.namespace, dataset = owner.name, "deleted");
     Ok(Action::await_change())
 }

@@ -112,6 +112,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
         published,
         preload: preload.as_ref(),
         claim,
+        refused: &observed.refused,
+        has_workers: observed.daemon_set.is_some(),
     });
 
     let counts = WorkerCounts { desired: count(selection.nodes.len()), ready: count(ready_nodes) };

@@ -1,6 +1,6 @@
 //! One world per situation; each test says what the conditions tell the user, and what is done.
 
-use super::super::{objects::Owner, snapshot::listing_id, testing::*};
+use super::super::{failures::Refusals, objects::Owner, snapshot::listing_id, testing::*};
 use super::*;
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -52,6 +52,7 @@ impl World {
             told: BTreeMap::new(),
             statuses: statuses(&[("gpu-0", StatusResponse::default()), ("gpu-1", StatusResponse::default())]),
             absent_since: BTreeMap::new(),
+            refused: Refusals::default(),
             owner,
         };
         Self { dataset, observed }
@@ -256,6 +257,61 @@ fn the_problem_of_a_worker_is_told_in_its_own_words() {
     // What is cached can be read all the same.
     let message = is(&plan, types::READY, "True", reasons::ready::READY);
     assert!(message.contains("OriginUnreachable"), "{message}");
+}
+
+/// What the API server takes none of: the workers as the spec has them now.
+fn refused_workers() -> Refusals {
+    Refusals { behind: true, workers: Some(Cause::new(reasons::workers::REFUSED, "why")), claim: None }
+}
+
+#[test]
+fn a_change_that_is_refused_is_told_and_ready_tells_of_the_spec_in_force() {
+    let mut world = World::complete();
+    world.settle();
+    let generation = |plan: &Plan, type_: &str| condition(plan, type_).observed_generation;
+    for edit in [2, 3] {
+        world.dataset.metadata.generation = Some(edit);
+        world.observed.refused = refused_workers();
+        let plan = world.settle();
+        assert_eq!(is(&plan, types::WORKERS_READY, "False", reasons::workers::REFUSED), "why");
+        let message = is(&plan, types::READY, "True", reasons::ready::READY);
+        assert!(message.ends_with("; WorkersRefused: why"), "{message}");
+        assert_eq!((generation(&plan, types::READY), generation(&plan, types::WORKERS_READY)), (Some(1), Some(edit)));
+    }
+    // Not told yet, and not in force either.
+    world.observed.refused.workers = None;
+    let plan = world.plan();
+    is(&plan, types::WORKERS_READY, "True", reasons::workers::ALL_READY);
+    assert_eq!(generation(&plan, types::READY), Some(1));
+    world.observed.refused = Refusals::default();
+    assert_eq!(generation(&world.plan(), types::READY), Some(3));
+}
+
+#[test]
+fn workers_that_were_refused_from_the_start_are_told_before_what_they_are_waited_for() {
+    let mut world = World::fresh();
+    world.observed.refused = refused_workers();
+    for nodes in [2, 0] {
+        world.observed.nodes.truncate(nodes);
+        let plan = world.settle();
+        for type_ in [types::READY, types::WORKERS_READY] {
+            is(&plan, type_, "False", reasons::workers::REFUSED);
+            assert_eq!(condition(&plan, type_).observed_generation, Some(1));
+        }
+    }
+}
+
+#[test]
+fn a_refused_claim_keeps_ready_away_and_a_bound_one_does_not() {
+    let mut world = World::complete();
+    let refused = Cause::new(reasons::ready::CLAIM_REFUSED, "exceeded quota");
+    world.observed.refused.claim = Some(refused);
+    let message = is(&world.plan(), types::READY, "True", reasons::ready::READY);
+    assert!(message.ends_with("; ClaimRefused: exceeded quota"), "{message}");
+    world.observed.claim = None;
+    let plan = world.plan();
+    is(&plan, types::READY, "False", reasons::ready::CLAIM_REFUSED);
+    is(&plan, types::WORKERS_READY, "True", reasons::workers::ALL_READY);
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! What could not be brought about, and when a user is told.
+//!
+//! What the API server refuses stays refused until someone changes something, so it is told at once. What may be gone at the next
+//! attempt (a conflict, a time-out, a server that starts again) is told when it lasts, so that no condition turns for a moment.
+
+use super::{conditions::Cause, error::Error};
+use jiff::{SignedDuration, Timestamp};
+use larder_api::conditions::reasons;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+
+/// An API server that starts again is back by then.
+const LASTS: SignedDuration = SignedDuration::from_mins(1);
+/// Some refusals repeat the whole object.
+const LONGEST: usize = 1500;
+
+/// What an object is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Workers,
+    Claim,
+}
+
+/// An object that is not as the plan wants it.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub of: Purpose,
+    pub error: Error,
+}
+
+/// What the conditions are told of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Refusals {
+    /// Something of the workers is not as the spec says, whether that is told yet or not.
+    pub behind: bool,
+    pub workers: Option<Cause>,
+    pub claim: Option<Cause>,
+}
+
+/// Per dataset UID: since when each reconcile fails. Lost with the process, which only makes it be told later.
+#[derive(Default)]
+pub(super) struct Since(Mutex<HashMap<String, Timestamp>>);
+
+impl Since {
+    /// Another reconcile has failed. Have they for so long that it is told whatever it is?
+    pub(super) fn lasts(&self, uid: &str, now: Timestamp) -> bool {
+        let since = *self.0.lock().entry(uid.to_owned()).or_insert(now);
+        now.duration_since(since) >= LASTS
+    }
+
+    /// One has not, or there will be no more.
+    pub(super) fn forget(&self, uid: &str) {
+        self.0.lock().remove(uid);
+    }
+}
+
+/// Is it to be told?
+pub(super) fn is_told(error: &Error, lasts: bool) -> bool {
+    lasts || error.stays()
+}
+
+/// The first of the workers' and the first of the claim's. `dataset` is the namespace of the claim, `ours` that of the workers.
+pub(super) fn refusals(failures: &[Failure], lasts: bool, dataset: &str, ours: &str) -> Refusals {
+    let first = |of: Purpose, reason: &str, remedy: &dyn Fn(&Error) -> String| {
+        let failure = failures.iter().find(|f| f.of == of && is_told(&f.error, lasts))?;
+        Some(Cause::new(reason, format!("{}; {}", text(&failure.error), remedy(&failure.error))))
+    };
+    Refusals {
+        behind: failures.iter().any(|f| f.of == Purpose::Workers),
+        workers: first(Purpose::Workers, reasons::workers::REFUSED, &|error| match error.code() {
+            Some(400 | 422) => "correct spec.workers; workers that run go on as they were".to_owned(),
+            Some(403) => allow(&format!("a quota or an admission policy of namespace {ours}")),
+            _ => again(),
+        }),
+        claim: first(Purpose::Claim, reasons::ready::CLAIM_REFUSED, &|error| match (error, error.code()) {
+            (Error::Create { .. }, Some(403)) => {
+                let what = "a quota on claims, a LimitRange (the claim asks for 1 byte) or an admission policy";
+                allow(&format!("{what} of namespace {dataset}"))
+            }
+            (_, Some(403)) => allow("an admission policy"),
+            _ => again(),
+        }),
+    }
+}
+
+fn allow(by: &str) -> String {
+    format!("{by} forbids it, or the operator's rights do not allow it: have that changed")
+}
+
+fn again() -> String {
+    "the operator goes on trying".to_owned()
+}
+
+/// What failed, and why in the API server's own words.
+pub(super) fn text(error: &Error) -> String {
+    let mut text = error.told();
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{api_error, now};
+    use super::*;
+
+    fn failure(of: Purpose, code: u16, message: &str) -> Failure {
+        let error = match of {
+            Purpose::Workers => Error::Apply { object: "DaemonSet d".into(), source: api_error(code, message) },
+            Purpose::Claim => Error::Create { object: "PersistentVolumeClaim c".into(), source: api_error(code, message) },
+        };
+        Failure { of, error }
+    }
+
+    fn told(failures: &[Failure], lasts: bool) -> Refusals {
+        refusals(failures, lasts, "vision", "larder-system")
+    }
+
+    #[test]
+    fn what_is_refused_is_told_at_once_and_what_may_pass_when_it_lasts() {
+        for (code, at_once) in [
+            (400, true),
+            (403, true),
+            (404, true),
+            (422, true),
+            (409, false),
+            (429, false),
+            (500, false),
+            (503, false),
+            (504, false),
+        ] {
+            let failures = [failure(Purpose::Workers, code, "why")];
+            let now = told(&failures, false);
+            assert_eq!((now.workers.is_some(), now.behind, now.claim), (at_once, true, None), "{code}");
+            assert!(told(&failures, true).workers.is_some(), "{code}");
+        }
+    }
+
+    #[test]
+    fn it_lasts_when_no_attempt_has_been_good_for_a_minute() {
+        let since = Since::default();
+        let at = |seconds| now() + SignedDuration::from_secs(seconds);
+        assert_eq!([at(0), at(59), at(60)].map(|t| since.lasts("a", t)), [false, false, true]);
+        assert!(!since.lasts("b", at(60)));
+        since.forget("a");
+        assert!(!since.lasts("a", at(61)));
+    }
+
+    #[test]
+    fn the_first_that_is_told_of_each_purpose_is_told_with_its_remedy() {
+        let all = [
+            failure(Purpose::Workers, 409, "conflict"),
+            failure(Purpose::Workers, 422, "requests: must be less than limits"),
+            failure(Purpose::Claim, 403, "exceeded quota"),
+            failure(Purpose::Claim, 422, "another"),
+        ];
+        let Refusals { workers: Some(workers), claim: Some(claim), .. } = told(&all, false) else { panic!("both are told") };
+        assert_eq!(
+            workers.message,
+            "apply DaemonSet d: requests: must be less than limits; correct spec.workers; workers that run go on as they were"
+        );
+        assert!(claim.message.starts_with("create PersistentVolumeClaim c: exceeded quota; a quota on claims"), "{claim:?}");
+        assert!(claim.message.contains("namespace vision"), "{claim:?}");
+        let long = told(&[failure(Purpose::Claim, 422, &"é".repeat(5000))], false).claim.unwrap();
+        assert!(long.message.len() < LONGEST + 100, "{}", long.message.len());
+    }
+}
