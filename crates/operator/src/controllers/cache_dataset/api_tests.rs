@@ -206,6 +206,23 @@ async fn a_member_list_of_a_later_format_is_not_written_over() {
     assert!(message.contains("format 2"), "{message}");
 }
 
+#[tokio::test]
+async fn the_copy_of_a_secret_that_is_not_asked_for_any_more_is_deleted() {
+    const COPY: &str = "/api/v1/namespaces/larder-system/secrets/0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f-credentials";
+    let seen = |dataset: &CacheDataset| {
+        let source = mk_secret(&[("accessKeyId", "a"), ("secretAccessKey", "b")]);
+        let copy = objects::credentials(&objects::Owner::of(dataset).unwrap(), &settings(), &source);
+        watch::Stores { secrets: refused::seen(copy), ..nothing_seen() }
+    };
+    let mut dataset = mk_dataset();
+    let (_, calls) = reconcile_among(seen(&dataset), dataset.clone(), empty_cluster).await;
+    assert!(!calls.iter().any(|c| c.method == Method::DELETE), "{calls:?}");
+    dataset.spec.source.credentials = serde_json::from_value(json!({ "anonymous": {} })).unwrap();
+    let (result, calls) = reconcile_among(seen(&dataset), dataset, empty_cluster).await;
+    result.unwrap();
+    assert_eq!(calls.iter().filter(|c| c.is("DELETE", COPY)).count(), 1, "{calls:?}");
+}
+
 fn deleted() -> CacheDataset {
     let mut dataset = mk_dataset();
     dataset.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(super::testing::now()));

@@ -2,17 +2,17 @@
 
 use super::{
     Context, MANAGER,
-    error::Error,
+    error::{Error, is_not_found},
     failures::{Failure, Purpose},
     gather::Observed,
     objects,
     plan::Plan,
     workers,
 };
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use larder_api::CacheDataset;
 use serde::{Serialize, de::DeserializeOwned};
@@ -58,6 +58,14 @@ pub(super) async fn apply(dataset: &CacheDataset, plan: &Plan, observed: &Observ
     let result = claim(plan, observed, context).await;
     is_done(Purpose::Claim, result);
 
+    if plan.drop_secret {
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), ours);
+        is_done(Purpose::Copies, remove(&secrets, &observed.owner.credentials_name()).await);
+    }
+    if plan.drop_ca {
+        let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), ours);
+        is_done(Purpose::Copies, remove(&config_maps, &observed.owner.ca_name()).await);
+    }
     let pods: Api<Pod> = Api::namespaced(client.clone(), ours);
     for pod in &plan.tell {
         let patch = json!({ "metadata": { "annotations": { TOLD: plan.told } } });
@@ -120,4 +128,15 @@ where
         .map_err(|source| Error::Apply { object: format!("{} {name}", K::kind(&())), source })?;
     tracing::debug!(kind = %K::kind(&()), name, "applied");
     Ok(())
+}
+
+/// Deletes it, if it is there.
+pub(super) async fn remove<K>(api: &Api<K>, name: &str) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    match api.delete(name, &DeleteParams::background()).await {
+        Err(source) if !is_not_found(&source) => Err(Error::Delete { object: format!("{} {name}", K::kind(&())), source }),
+        _ => Ok(()),
+    }
 }

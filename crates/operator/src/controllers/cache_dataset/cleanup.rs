@@ -7,6 +7,7 @@
 
 use super::{
     Context,
+    apply::remove,
     conditions::{self, Cause, list},
     error::{Error, is_conflict, is_not_found},
     gather::{self, now},
@@ -119,16 +120,6 @@ async fn objects(owner: &Owner, context: &Context) -> Result<(), Error> {
     remove::<ConfigMap>(&Api::namespaced(client.clone(), ours), &owner.ca_name()).await?;
     remove::<ConfigMap>(&Api::namespaced(client.clone(), ours), &names::members_config_map(&owner.uid)).await?;
     remove::<PersistentVolume>(&Api::all(client.clone()), &objects::volume_name(owner)).await
-}
-
-async fn remove<K>(api: &Api<K>, name: &str) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    match api.delete(name, &DeleteParams::background()).await {
-        Err(source) if !is_not_found(&source) => Err(Error::Delete { object: format!("{} {name}", K::kind(&())), source }),
-        _ => Ok(()),
-    }
 }
 
 /// Deletes exactly the claim that was looked at.

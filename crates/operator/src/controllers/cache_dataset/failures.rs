@@ -19,6 +19,8 @@ const LONGEST: usize = 1500;
 pub(super) enum Purpose {
     Workers,
     Claim,
+    /// Copies of Secret and CA that go: nobody waits for that.
+    Copies,
 }
 
 /// An object that is not as the plan wants it.
@@ -110,6 +112,7 @@ mod tests {
         let error = match of {
             Purpose::Workers => Error::Apply { object: "DaemonSet d".into(), source: api_error(code, message) },
             Purpose::Claim => Error::Create { object: "PersistentVolumeClaim c".into(), source: api_error(code, message) },
+            Purpose::Copies => Error::Delete { object: "Secret s".into(), source: api_error(code, message) },
         };
         Failure { of, error }
     }
@@ -151,6 +154,7 @@ mod tests {
     #[test]
     fn the_first_that_is_told_of_each_purpose_is_told_with_its_remedy() {
         let all = [
+            failure(Purpose::Copies, 403, "forbidden"),
             failure(Purpose::Workers, 409, "conflict"),
             failure(Purpose::Workers, 422, "requests: must be less than limits"),
             failure(Purpose::Claim, 403, "exceeded quota"),

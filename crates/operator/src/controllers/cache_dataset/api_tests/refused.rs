@@ -147,7 +147,7 @@ impl OneWorker {
     }
 }
 
-fn seen<K>(object: K) -> Store<K>
+pub(super) fn seen<K>(object: K) -> Store<K>
 where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {

@@ -557,6 +557,32 @@ fn orders_are_given_again_when_the_secret_changes() {
 }
 
 #[test]
+fn copies_that_are_not_asked_for_any_more_go_and_kubelets_are_told() {
+    let mut world = World::complete();
+    world.observed.ca_copy = Some(Arc::default());
+    let told = |told: &str| [("worker-gpu-0".to_owned(), Some(told.to_owned())), ("worker-gpu-1".to_owned(), None)].into();
+    world.observed.told = told("5.");
+    let plan = world.plan();
+    assert_eq!((plan.drop_secret, plan.drop_ca), (false, true), "the Secret is asked for");
+
+    world.dataset.spec.source.credentials = serde_json::from_value(json!({ "anonymous": {} })).unwrap();
+    world.observed.secret = Referenced::NotAsked;
+    let plan = world.plan();
+    assert!(plan.drop_secret && plan.drop_ca && plan.secret.is_none() && plan.tell.is_empty());
+    (world.observed.secret_copy, world.observed.ca_copy) = (None, None);
+    let plan = world.plan();
+    assert!(!plan.drop_secret && !plan.drop_ca);
+    assert_eq!((plan.tell.as_slice(), plan.told.as_str()), (["worker-gpu-0".to_owned()].as_slice(), "."));
+    world.observed.told = told(".");
+    assert!(world.plan().tell.is_empty());
+
+    // One that is gone for now is not one that is not asked for.
+    let mut world = World::complete();
+    world.observed.secret = Referenced::Missing;
+    assert!(!world.plan().drop_secret);
+}
+
+#[test]
 fn a_retry_annotation_reaches_the_workers() {
     let mut world = World::new();
     world.dataset.metadata.annotations = Some([(labels::RETRY.to_owned(), "3".to_owned())].into());
