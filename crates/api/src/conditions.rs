@@ -82,6 +82,8 @@ pub mod reasons {
         pub const RUNNING: &str = "PreloadRunning";
         /// Some files could not be fetched and the worker gave no reason.
         pub const FAILED: &str = "PreloadFailed";
+        /// No file of the snapshot is what the spec asks for.
+        pub const NOTHING_MATCHES: &str = "NothingMatches";
         /// There is no snapshot to preload yet.
         pub const WAITING_FOR_SNAPSHOT: &str = "WaitingForSnapshot";
         /// The spec asks for none.

@@ -283,6 +283,15 @@ fn preload(f: &Facts<'_>) -> Verdict {
         let message = "there is no snapshot of the present source yet; see the condition SnapshotTaken";
         return Verdict::Unknown(Cause::new(reasons::preload::WAITING_FOR_SNAPSHOT, message));
     };
+    // Of empty files there are some, and nothing to fetch.
+    if sum.is_empty() && !f.dataset.spec.preload.paths.is_empty() {
+        let paths: Vec<String> = f.dataset.spec.preload.paths.iter().map(|p| format!("{p:?}")).collect();
+        let message = format!(
+            "no file of the snapshot matches spec.preload.paths ({}); folders end in a slash, paths begin without one",
+            list(paths)
+        );
+        return Verdict::False(Cause::new(reasons::preload::NOTHING_MATCHES, message));
+    }
     if sum.is_complete() {
         let message = if f.dataset.spec.preload.paths.is_empty() {
             format!("{} files, {} are cached", snapshot.files, bytes(snapshot.bytes))

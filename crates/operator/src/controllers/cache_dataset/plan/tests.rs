@@ -441,6 +441,28 @@ fn a_preload_that_fails_gives_its_reason_and_pods_can_read() {
 }
 
 #[test]
+fn paths_that_match_nothing_are_told_and_pods_can_read() {
+    let mut world = World::new().with_snapshot((Phase::Succeeded, 0, 0), (Phase::Succeeded, 0, 0));
+    world.dataset.spec.preload.paths = vec!["/train".into(), "val".into()];
+    let plan = world.settle();
+    let message = is(&plan, types::PRELOADED, "False", reasons::preload::NOTHING_MATCHES);
+    assert_eq!(
+        message,
+        "no file of the snapshot matches spec.preload.paths (\"/train\", \"val\"); folders end in a slash, paths begin without one"
+    );
+    let ready = is(&plan, types::READY, "True", reasons::ready::READY);
+    assert!(ready.contains("NothingMatches"), "{ready}");
+    let preload = plan.status.preload.as_ref().unwrap();
+    assert_eq!((&preload.completion_time, &preload.eta), (&None, &None));
+    world.observed.now += jiff::SignedDuration::from_secs(30);
+    assert_eq!(Some(&world.plan().status), world.dataset.status.as_ref(), "nothing moves by itself");
+
+    // A member may have none of what is named; files may be empty.
+    world.answer("gpu-1", |s| s.preload.as_mut().unwrap().files_total = 1);
+    is(&world.plan(), types::PRELOADED, "True", reasons::preload::COMPLETE);
+}
+
+#[test]
 fn no_preload_is_asked_for_when_the_spec_asks_for_none() {
     let mut world = World::complete();
     world.dataset.spec.preload.policy = PreloadPolicy::None;
