@@ -271,6 +271,43 @@ async fn the_finalizer_goes_after_everything_that_was_made() {
 }
 
 #[tokio::test]
+async fn deletion_names_the_nodes_whose_workers_could_not_be_asked() {
+    let (mut stores, _) = refused::OneWorker::start(3).await;
+    let node = |ready: &str| {
+        let status = json!({ "conditions": [{ "type": "Ready", "status": ready }] });
+        super::testing::mk_node_from(json!({ "metadata": { "name": "gpu-0" }, "status": status }))
+    };
+    let list = objects::members(
+        &objects::Owner::of(&mk_dataset()).unwrap(),
+        &settings(),
+        &super::testing::members(&["gpu-0", "gpu-7"]),
+    );
+    let server = move |call: &Call| match call {
+        c if c.method == Method::GET && c.uri.contains("-members") => (200, serde_json::to_value(&list).unwrap()),
+        c => empty_cluster(c),
+    };
+    let note = |calls: &[Call]| {
+        let event = calls.iter().find(|c| c.method == Method::POST && c.uri.contains("/events")).unwrap();
+        assert_eq!((&event.body["reason"], &event.body["type"]), (&json!("DataLeft"), &json!("Warning")));
+        event.body["note"].as_str().unwrap().to_owned()
+    };
+    stores.nodes = refused::seen(node("True"));
+    let (result, calls) = reconcile_among(stores, deleted(), server.clone()).await;
+    result.unwrap();
+    let text = note(&calls);
+    assert!(
+        text.contains("or could not: gpu-7; remove /mnt/nvme0/larder/0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f there"),
+        "{text}"
+    );
+
+    let (mut stores, _) = refused::OneWorker::start(4).await;
+    stores.nodes = refused::seen(node("Unknown"));
+    let (result, calls) = reconcile_among(stores, deleted(), server).await;
+    result.unwrap();
+    assert!(note(&calls).contains("or could not: gpu-0, gpu-7; remove"), "{}", note(&calls));
+}
+
+#[tokio::test]
 async fn deletion_leaves_a_claim_of_someone_else_alone() {
     let (result, calls) = reconcile_with(deleted(), |call| {
         if call.is("GET", &format!("{CLAIMS}/imagenet")) {

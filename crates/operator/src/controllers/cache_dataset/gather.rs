@@ -76,8 +76,13 @@ pub(super) enum Referenced<K> {
 impl Observed {
     /// The member list as it stands; an unreadable one counts as none and is written again.
     pub(super) fn current_members(&self) -> Option<Members> {
-        serde_json::from_str(members_text(self.members.as_ref()?)?).ok()
+        members_of(self.members.as_ref()?)
     }
+}
+
+/// The member list in its ConfigMap, if it can be read.
+pub(super) fn members_of(map: &ConfigMap) -> Option<Members> {
+    serde_json::from_str(members_text(map)?).ok()
 }
 
 fn members_text(map: &ConfigMap) -> Option<&str> {

@@ -119,14 +119,14 @@ async fn workers_get_their_orders_although_their_own_change_is_refused() {
     assert_eq!(orders.lock().len(), 1, "{:?}", orders.lock());
 }
 
-type Orders = Arc<Mutex<Vec<pb::Config>>>;
+pub(super) type Orders = Arc<Mutex<Vec<pb::Config>>>;
 
 /// The worker of the only node: ready, and without orders.
-struct OneWorker(Orders);
+pub(super) struct OneWorker(Orders);
 
 impl OneWorker {
     /// What is seen of it, and what it will have been told. All workers have the same port: each test takes an address of its own.
-    async fn start(test: u8) -> (watch::Stores, Orders) {
+    pub(super) async fn start(test: u8) -> (watch::Stores, Orders) {
         let orders = Orders::default();
         let ip = IpAddr::from(Ipv4Addr::new(127, 0, 74, test));
         let address = SocketAddr::from((ip, larder_core::names::WORKER_CONTROL_PORT));
