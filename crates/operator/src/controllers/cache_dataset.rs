@@ -40,6 +40,7 @@ pub(crate) use metrics::Metrics;
 
 use crate::settings::Settings;
 use error::Error;
+use failures::Purpose;
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use kube::{
@@ -184,11 +185,13 @@ async fn reconcile(dataset: Arc<CacheDataset>, context: Arc<Context>) -> Result<
 async fn converge(dataset: &CacheDataset, context: &Context) -> Result<Action, Error> {
     let uid = dataset.uid().ok_or(Error::NoUid)?;
     // Status is written whatever happens: it is how a user learns what is wrong.
-    let mut observed = match gather::gather(dataset, context).await {
+    let gathered = gather::gather(dataset, context).await;
+    let now = gather::now();
+    let lasts = context.failing.lasts(&uid, Purpose::Sight, gathered.is_err(), now);
+    let mut observed = match gathered {
         Ok(observed) => observed,
         Err(error) => {
-            let now = gather::now();
-            if failures::is_told(&error, context.failing.lasts(&uid, now)) {
+            if lasts || error.stays() {
                 status::write(dataset, &conditions::unseen(dataset, &failures::text(&error), now), context).await?;
             }
             return Err(error);
@@ -197,10 +200,10 @@ async fn converge(dataset: &CacheDataset, context: &Context) -> Result<Action, E
     let mut plan = plan::plan(dataset, &observed, &context.settings)?;
     context.absent.lock().insert(uid.clone(), plan.absent_since.clone());
     let failures = apply::apply(dataset, &plan, &observed, context).await;
-    if failures.is_empty() {
-        context.failing.forget(&uid);
-    } else {
-        let lasts = context.failing.lasts(&uid, observed.now);
+    let failed = |of: Purpose| failures.iter().any(|f| f.of == of);
+    let [workers, claim] = [Purpose::Workers, Purpose::Claim].map(|of| context.failing.lasts(&uid, of, failed(of), now));
+    if !failures.is_empty() {
+        let lasts = |of: Purpose| if of == Purpose::Claim { claim } else { workers };
         observed.refused = failures::refusals(&failures, lasts, &observed.owner.namespace, &context.settings.namespace);
         // What it says was meant for a cluster in which all is done.
         plan.status = plan::plan(dataset, &observed, &context.settings)?.status;

@@ -14,9 +14,11 @@ const LASTS: SignedDuration = SignedDuration::from_mins(1);
 /// Some refusals repeat the whole object.
 const LONGEST: usize = 1500;
 
-/// What an object is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the part of a reconcile that failed is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Purpose {
+    /// To see what there is.
+    Sight,
     Workers,
     Claim,
     /// Copies of Secret and CA that go: nobody waits for that.
@@ -39,39 +41,43 @@ pub(super) struct Refusals {
     pub claim: Option<Cause>,
 }
 
-/// Per dataset UID: since when each reconcile fails. Lost with the process, which only makes it be told later.
+/// Per dataset UID and purpose: since when each reconcile fails. Lost with the process, which only makes it be told later.
 #[derive(Default)]
-pub(super) struct Since(Mutex<HashMap<String, Timestamp>>);
+pub(super) struct Since(Mutex<HashMap<(String, Purpose), Timestamp>>);
 
 impl Since {
-    /// Another reconcile has failed. Have they for so long that it is told whatever it is?
-    pub(super) fn lasts(&self, uid: &str, now: Timestamp) -> bool {
-        let since = *self.0.lock().entry(uid.to_owned()).or_insert(now);
+    /// Another reconcile has failed at this, or has not. Have they for so long that it is told whatever it is?
+    pub(super) fn lasts(&self, uid: &str, of: Purpose, failed: bool, now: Timestamp) -> bool {
+        let key = (uid.to_owned(), of);
+        if !failed {
+            self.0.lock().remove(&key);
+            return false;
+        }
+        let since = *self.0.lock().entry(key).or_insert(now);
         now.duration_since(since) >= LASTS
     }
 
-    /// One has not, or there will be no more.
+    /// There will be no more.
     pub(super) fn forget(&self, uid: &str) {
-        self.0.lock().remove(uid);
+        self.0.lock().retain(|(other, _), _| other != uid);
     }
 }
 
-/// Is it to be told?
-pub(super) fn is_told(error: &Error, lasts: bool) -> bool {
-    lasts || error.stays()
-}
-
-/// The first of the workers' and the first of the claim's. `dataset` is the namespace of the claim, `ours` that of the workers.
-pub(super) fn refusals(failures: &[Failure], lasts: bool, dataset: &str, ours: &str) -> Refusals {
+/// What is to be told of the workers and of the claim: the first that stays, else the first that lasts. `dataset` is the namespace of
+/// the claim, `ours` that of the workers.
+pub(super) fn refusals(failures: &[Failure], lasts: impl Fn(Purpose) -> bool, dataset: &str, ours: &str) -> Refusals {
     let first = |of: Purpose, reason: &str, remedy: &dyn Fn(&Error) -> String| {
-        let failure = failures.iter().find(|f| f.of == of && is_told(&f.error, lasts))?;
-        Some(Cause::new(reason, format!("{}; {}", text(&failure.error), remedy(&failure.error))))
+        let all = || failures.iter().filter(|f| f.of == of).map(|f| &f.error);
+        let error = all().find(|e| e.stays()).or_else(|| all().next().filter(|_| lasts(of)))?;
+        Some(Cause::new(reason, format!("{}; {}", text(error), remedy(error))))
     };
     Refusals {
         behind: failures.iter().any(|f| f.of == Purpose::Workers),
-        workers: first(Purpose::Workers, reasons::workers::REFUSED, &|error| match error.code() {
-            Some(400 | 422) => "correct spec.workers; workers that run go on as they were".to_owned(),
-            Some(403) => allow(&format!("a quota or an admission policy of namespace {ours}")),
+        workers: first(Purpose::Workers, reasons::workers::REFUSED, &|error| match (error, error.code()) {
+            (Error::Apply { object, .. }, Some(400 | 422)) if object.starts_with("DaemonSet ") => {
+                "correct spec.workers; workers that run go on as they were".to_owned()
+            }
+            (_, Some(403)) => allow(&format!("a quota or an admission policy of namespace {ours}")),
             _ => again(),
         }),
         claim: first(Purpose::Claim, reasons::ready::CLAIM_REFUSED, &|error| match (error, error.code()) {
@@ -112,13 +118,13 @@ mod tests {
         let error = match of {
             Purpose::Workers => Error::Apply { object: "DaemonSet d".into(), source: api_error(code, message) },
             Purpose::Claim => Error::Create { object: "PersistentVolumeClaim c".into(), source: api_error(code, message) },
-            Purpose::Copies => Error::Delete { object: "Secret s".into(), source: api_error(code, message) },
+            Purpose::Sight | Purpose::Copies => Error::Delete { object: "Secret s".into(), source: api_error(code, message) },
         };
         Failure { of, error }
     }
 
     fn told(failures: &[Failure], lasts: bool) -> Refusals {
-        refusals(failures, lasts, "vision", "larder-system")
+        refusals(failures, |_| lasts, "vision", "larder-system")
     }
 
     #[test]
@@ -144,11 +150,12 @@ mod tests {
     #[test]
     fn it_lasts_when_no_attempt_has_been_good_for_a_minute() {
         let since = Since::default();
-        let at = |seconds| now() + SignedDuration::from_secs(seconds);
-        assert_eq!([at(0), at(59), at(60)].map(|t| since.lasts("a", t)), [false, false, true]);
-        assert!(!since.lasts("b", at(60)));
+        let lasts = |uid, of, failed, s| since.lasts(uid, of, failed, now() + SignedDuration::from_secs(s));
+        assert_eq!([0, 59, 60].map(|s| lasts("a", Purpose::Claim, true, s)), [false, false, true]);
+        assert!(!lasts("a", Purpose::Workers, true, 60) && !lasts("b", Purpose::Claim, true, 60));
+        assert!(!lasts("a", Purpose::Claim, false, 61) && !lasts("a", Purpose::Claim, true, 62));
         since.forget("a");
-        assert!(!since.lasts("a", at(61)));
+        assert!(!lasts("a", Purpose::Workers, true, 200) && lasts("b", Purpose::Claim, true, 200));
     }
 
     #[test]
@@ -167,6 +174,8 @@ mod tests {
         );
         assert!(claim.message.starts_with("create PersistentVolumeClaim c: exceeded quota; a quota on claims"), "{claim:?}");
         assert!(claim.message.contains("namespace vision"), "{claim:?}");
+        // A conflict that comes on top of a refusal changes nothing of what is told.
+        assert_eq!(told(&all, true).workers, Some(workers));
         let long = told(&[failure(Purpose::Claim, 422, &"é".repeat(5000))], false).claim.unwrap();
         assert!(long.message.len() < LONGEST + 100, "{}", long.message.len());
     }
