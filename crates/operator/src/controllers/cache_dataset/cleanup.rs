@@ -22,7 +22,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service},
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
     runtime::controller::Action,
 };
@@ -32,7 +32,6 @@ use larder_api::{
     labels,
 };
 use larder_core::names;
-use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long workers whose nodes answer are asked to erase; what is left then is left.
