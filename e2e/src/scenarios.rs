@@ -129,6 +129,8 @@ pub const ALL: &[Test] = &[
     )
     .within(LONG),
     Test::new("bad_credentials_are_named_and_heal", bad_input::bad_credentials_are_named_and_heal).within(LONG),
+    Test::new("a_claim_that_a_quota_forbids_is_named_and_heals", bad_input::a_claim_that_a_quota_forbids_is_named_and_heals)
+        .within(LONG),
     Test::new("an_untrusted_origin_is_named_and_heals", bad_input::an_untrusted_origin_is_named_and_heals).within(LONG),
     Test::new("an_expired_certificate_is_named_and_heals", bad_input::an_expired_certificate_is_named_and_heals).within(LONG),
     Test::new(

@@ -27,6 +27,10 @@ pub mod reasons {
         pub const CLAIM_NOT_OURS: &str = "ClaimNotOurs";
         /// The claim is not bound yet.
         pub const CLAIM_PENDING: &str = "ClaimPending";
+        /// The API server refuses the claim or its volume.
+        pub const CLAIM_REFUSED: &str = "ClaimRefused";
+        /// The operator cannot see what there is.
+        pub const UNSEEN: &str = "Unseen";
         /// The dataset is being deleted.
         pub const DELETING: &str = "Deleting";
         /// Deletion waits for pods that use the claim.
@@ -55,6 +59,8 @@ pub mod reasons {
         pub const FAILING: &str = "WorkersFailing";
         /// A ready worker does not answer the operator.
         pub const UNREACHABLE: &str = "WorkerUnreachable";
+        /// The API server refuses what the workers are made of.
+        pub const REFUSED: &str = "WorkersRefused";
         /// The node selector and tolerations leave no node.
         pub const NO_NODES_MATCH: &str = "NoNodesMatch";
         /// The tier is not one of the administrator's.
@@ -76,6 +82,8 @@ pub mod reasons {
         pub const RUNNING: &str = "PreloadRunning";
         /// Some files could not be fetched and the worker gave no reason.
         pub const FAILED: &str = "PreloadFailed";
+        /// No file of the snapshot is what the spec asks for.
+        pub const NOTHING_MATCHES: &str = "NothingMatches";
         /// There is no snapshot to preload yet.
         pub const WAITING_FOR_SNAPSHOT: &str = "WaitingForSnapshot";
         /// The spec asks for none.

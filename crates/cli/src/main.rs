@@ -50,7 +50,7 @@ enum Command {
     /// Daemon: holds what mounts need to outlive the other daemons
     #[command(hide = true)]
     Keeper(larder_keeper::Args),
-    /// Fails while pods have datasets mounted (hook of `helm uninstall`)
+    /// Fails while pods have datasets mounted, or datasets would be left without an operator (hook of `helm uninstall`)
     #[command(hide = true)]
     UninstallCheck(larder_operator::uninstall::Args),
 }

@@ -25,7 +25,7 @@ struct Case {
     names: &'static str,
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     Case {
         name: "wrong-key",
         wrong: (SECRET_KEY, "not-the-secret-key"),
@@ -68,6 +68,20 @@ const CASES: [Case; 6] = [
         reason: "NoNodesMatch",
         names: "nowhere",
     },
+    Case {
+        name: "more-than-limits",
+        wrong: ("preload: { policy: OnCreate }", "workers: { resources: { requests: { cpu: 2 }, limits: { cpu: 1 } } }"),
+        condition: "WorkersReady",
+        reason: "WorkersRefused",
+        names: "must be less than or equal to cpu limit",
+    },
+    Case {
+        name: "no-operator",
+        wrong: ("preload: { policy: OnCreate }", "workers: { tolerations: [{ key: a, operator: Foo }] }"),
+        condition: "WorkersReady",
+        reason: "WorkersRefused",
+        names: "tolerations[0].operator",
+    },
 ];
 
 /// Wrong at first, put right while a pod waits. All cases at once: most of the time goes by in the kubelet's back-off.
@@ -103,6 +117,25 @@ pub(super) fn bad_credentials_are_named_and_heal(lab: &Lab) -> Result<()> {
         ));
     }
     cases.iter().try_for_each(|(_, named, ..)| named.remove(WAIT))
+}
+
+/// The namespace may have no claims. Workers go on: the snapshot is taken meanwhile.
+pub(super) fn a_claim_that_a_quota_forbids_is_named_and_heals(lab: &Lab) -> Result<()> {
+    install(lab)?;
+    let named = Named { lab, namespace: "no-claims", name: "no-claims" };
+    let manifest = upload(lab, BUCKET, named.name, 901)?;
+    lab.cluster.create_namespace(named.namespace)?;
+    lab.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: ResourceQuota, metadata: {{name: none, namespace: {}}}, spec: {{hard: {{persistentvolumeclaims: \"0\"}}}}}}",
+        named.namespace
+    ))?;
+    lab.cluster.apply(&named.yaml()?)?;
+    named.wait_reason("Ready", "ClaimRefused", "exceeded quota", WAIT)?;
+    named.wait("Preloaded", WAIT)?;
+    lab.cluster.delete("resourcequotas", Some(named.namespace), "none")?;
+    named.wait("Ready", WAIT)?;
+    named.read_everywhere(&manifest, WAIT)?;
+    named.remove(WAIT)
 }
 
 /// The origin's certificate is of an authority that the dataset does not name.
@@ -223,6 +256,8 @@ pub(super) fn the_api_server_refuses_what_the_schema_forbids(lab: &Lab) -> Resul
         ("quota: 5Gi", "quota: 0", "quota"),
         ("policy: OnCreate", "policy: Sometimes", "policy"),
         ("credentials: { secretRef: { name: s3 } }", "credentials: {}", "credentials"),
+        ("secretRef: { name: s3 }", "secretRef: { name: my secret }", "secretRef"),
+        ("configMapRef: { name: corp-ca }", "configMapRef: { name: corp/ca }", "configMapRef"),
     ] {
         let wrong = right.replace(from, to);
         ensure!(wrong != right, "{field}: nothing was made wrong");

@@ -128,6 +128,25 @@ fn credentials_are_a_secret_or_anonymous_and_not_both() {
     is_refused(&with("/spec/source/credentials", json!({ "anonymous": {}, "secretRef": { "name": "s3" } })), "exactly one of");
 }
 
+/// One that Kubernetes gives to no object would end in the path of a request: `s3?watch=true`, `s3/x`.
+#[test]
+fn names_of_what_the_source_needs_are_names_of_objects() {
+    let source = schema().pointer("/properties/spec/properties/source/properties").unwrap().clone();
+    for field in ["/credentials/properties/secretRef", "/ca/properties/configMapRef"] {
+        let pattern = source.pointer(&format!("{field}/properties/name/pattern")).and_then(Value::as_str).unwrap();
+        // The API server's own regular expressions and those of CEL are the same.
+        let rule = json!({ "rule": format!("self.matches(r'{pattern}')"), "message": "no name" });
+        let schema = json!({ "type": "string", "x-kubernetes-validations": [rule] });
+        let fits = |name: &str| kube_cel::Validator::new().validate(&schema, &json!(name), None).is_ok();
+        for good in ["s3", "a", "corp-ca.v2", "0"] {
+            assert!(fits(good), "{field}: {good:?}");
+        }
+        for bad in ["", "my secret", "x/y", "../s3", "s3?watch=true", "S3", "-a", "a-", "a..b", "s3\n", "s%33"] {
+            assert!(!fits(bad), "{field}: {bad:?}");
+        }
+    }
+}
+
 #[test]
 fn the_bandwidth_of_a_preload_is_more_than_nothing() {
     for good in [json!("500Mi"), json!(1_000_000)] {

@@ -8,6 +8,7 @@
 //! | [`objects`] | what the objects of a dataset look like | yes |
 //! | [`pods`] | what a worker's pod tells: node, address, readiness, what is wrong | yes |
 //! | [`apply`] | server-side apply of what differs | |
+//! | [`failures`] | what of it could not be done, and when that is told | yes |
 //! | [`workers`] | gRPC to the workers | |
 //! | [`metrics`] | what is counted, and the datasets' names by their UIDs | |
 //! | [`status`] | writes status, and an Event for each condition that changed | |
@@ -19,6 +20,7 @@ mod apply;
 mod cleanup;
 mod conditions;
 mod error;
+mod failures;
 mod gather;
 mod members;
 mod metrics;
@@ -38,6 +40,7 @@ pub(crate) use metrics::Metrics;
 
 use crate::settings::Settings;
 use error::Error;
+use failures::Purpose;
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use kube::{
@@ -83,6 +86,7 @@ struct Context {
     absent: Mutex<HashMap<String, BTreeMap<String, Timestamp>>>,
     /// Per dataset UID: since when its workers are asked to erase.
     erasing: Mutex<HashMap<String, Timestamp>>,
+    failing: failures::Since,
 }
 
 impl Context {
@@ -125,6 +129,7 @@ pub(crate) async fn run(
         metrics,
         absent: Mutex::default(),
         erasing: Mutex::default(),
+        failing: failures::Since::default(),
     });
     // A watch that ended leaves a store that never changes again: better to begin anew.
     let stopped = shutdown.child_token();
@@ -178,16 +183,38 @@ async fn reconcile(dataset: Arc<CacheDataset>, context: Arc<Context>) -> Result<
 
 /// Gather, plan, apply.
 async fn converge(dataset: &CacheDataset, context: &Context) -> Result<Action, Error> {
-    let observed = gather::gather(dataset, context).await?;
-    let plan = plan::plan(dataset, &observed, &context.settings)?;
-    if let Some(uid) = dataset.uid() {
-        context.absent.lock().insert(uid, plan.absent_since.clone());
+    let uid = dataset.uid().ok_or(Error::NoUid)?;
+    // Status is written whatever happens: it is how a user learns what is wrong.
+    let gathered = gather::gather(dataset, context).await;
+    let now = gather::now();
+    let lasts = context.failing.lasts(&uid, Purpose::Sight, gathered.is_err(), now);
+    let mut observed = match gathered {
+        Ok(observed) => observed,
+        Err(error) => {
+            if lasts || error.stays() {
+                status::write(dataset, &conditions::unseen(dataset, &failures::text(&error), now), context).await?;
+            }
+            return Err(error);
+        }
+    };
+    let mut plan = plan::plan(dataset, &observed, &context.settings)?;
+    context.absent.lock().insert(uid.clone(), plan.absent_since.clone());
+    let failures = apply::apply(dataset, &plan, &observed, context).await;
+    let failed = |of: Purpose| failures.iter().any(|f| f.of == of);
+    let [workers, claim] = [Purpose::Workers, Purpose::Claim].map(|of| context.failing.lasts(&uid, of, failed(of), now));
+    if !failures.is_empty() {
+        let lasts = |of: Purpose| if of == Purpose::Claim { claim } else { workers };
+        observed.refused = failures::refusals(&failures, lasts, &observed.owner.namespace, &context.settings.namespace);
+        // What it says was meant for a cluster in which all is done.
+        plan.status = plan::plan(dataset, &observed, &context.settings)?.status;
     }
-    // Status goes last but is written whatever happens before it: it is how a user learns what is wrong.
-    let applied = apply::apply(dataset, &plan, &observed, context).await;
     status::write(dataset, &plan.status, context).await?;
-    applied?;
-    Ok(Action::requeue(plan.requeue))
+    let mut failures = failures.into_iter();
+    let first = failures.next();
+    for other in failures {
+        tracing::warn!(dataset = dataset.name_any(), error = failures::text(&other.error), "reconcile failed at this too");
+    }
+    first.map_or(Ok(Action::requeue(plan.requeue)), |first| Err(first.error))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]

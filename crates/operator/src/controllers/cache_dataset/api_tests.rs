@@ -1,5 +1,7 @@
 //! What reaches the API server, and in which order; the server is a function from request to answer.
 
+mod refused;
+
 use super::testing::{mk_dataset, mk_secret, settings};
 use super::*;
 use http::{Method, Request, Response};
@@ -22,8 +24,30 @@ impl Call {
     }
 }
 
+/// Nothing was seen of the operator's own namespace, and no node.
+fn nothing_seen() -> watch::Stores {
+    watch::Stores {
+        datasets: reflector::store().0,
+        nodes: reflector::store().0,
+        pods: reflector::store().0,
+        daemon_sets: reflector::store().0,
+        services: reflector::store().0,
+        config_maps: reflector::store().0,
+        secrets: reflector::store().0,
+    }
+}
+
 /// Reconciles once against `server`; returns the result and what was asked, in order.
 async fn reconcile_with(
+    dataset: CacheDataset,
+    server: impl FnMut(&Call) -> Answer + Send + 'static,
+) -> (Result<Action, finalizer::Error<Error>>, Vec<Call>) {
+    reconcile_among(nothing_seen(), dataset, server).await
+}
+
+/// The same with what was seen of other objects.
+async fn reconcile_among(
+    stores: watch::Stores,
     dataset: CacheDataset,
     mut server: impl FnMut(&Call) -> Answer + Send + 'static,
 ) -> (Result<Action, finalizer::Error<Error>>, Vec<Call>) {
@@ -51,18 +75,11 @@ async fn reconcile_with(
         client,
         settings: settings(),
         security: larder_trust::Security::Plain,
-        stores: watch::Stores {
-            datasets: reflector::store().0,
-            nodes: reflector::store().0,
-            pods: reflector::store().0,
-            daemon_sets: reflector::store().0,
-            services: reflector::store().0,
-            config_maps: reflector::store().0,
-            secrets: reflector::store().0,
-        },
+        stores,
         metrics: Metrics::default(),
         absent: Mutex::default(),
         erasing: Mutex::default(),
+        failing: failures::Since::default(),
     });
     let work = reconcile(Arc::new(dataset), context);
     let result = tokio::time::timeout(Duration::from_secs(5), work).await.expect("the reconcile ends");
@@ -70,11 +87,13 @@ async fn reconcile_with(
     (result, tokio::time::timeout(Duration::from_secs(1), serve).await.expect("the server ends").unwrap())
 }
 
+fn refusal(code: u16, reason: &str, message: &str) -> Answer {
+    let text = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message, "code": code });
+    (code, text)
+}
+
 fn not_found() -> Answer {
-    (
-        404,
-        json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404 }),
-    )
+    refusal(404, "NotFound", "not found")
 }
 
 /// Says yes to writes, and has nothing but the user's Secret.
@@ -181,7 +200,27 @@ async fn a_member_list_of_a_later_format_is_not_written_over() {
     let (result, calls) = reconcile_with(mk_dataset(), with(2)).await;
     let error = larder_core::causes::chain(&result.unwrap_err());
     assert!(error.contains("the member list") && error.contains("format 2") && error.contains("up to 1"), "{error}");
-    assert!(calls.iter().all(|call| call.method == Method::GET), "{calls:?}");
+    let written: Vec<&Call> = calls.iter().filter(|call| call.method != Method::GET).collect();
+    assert!(written.iter().all(|c| c.is("PATCH", &format!("{DATASET}/status")) || c.uri.contains("/events")), "{written:?}");
+    let message = written[0].body["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("format 2"), "{message}");
+}
+
+#[tokio::test]
+async fn the_copy_of_a_secret_that_is_not_asked_for_any_more_is_deleted() {
+    const COPY: &str = "/api/v1/namespaces/larder-system/secrets/0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f-credentials";
+    let seen = |dataset: &CacheDataset| {
+        let source = mk_secret(&[("accessKeyId", "a"), ("secretAccessKey", "b")]);
+        let copy = objects::credentials(&objects::Owner::of(dataset).unwrap(), &settings(), &source);
+        watch::Stores { secrets: refused::seen(copy), ..nothing_seen() }
+    };
+    let mut dataset = mk_dataset();
+    let (_, calls) = reconcile_among(seen(&dataset), dataset.clone(), empty_cluster).await;
+    assert!(!calls.iter().any(|c| c.method == Method::DELETE), "{calls:?}");
+    dataset.spec.source.credentials = serde_json::from_value(json!({ "anonymous": {} })).unwrap();
+    let (result, calls) = reconcile_among(seen(&dataset), dataset, empty_cluster).await;
+    result.unwrap();
+    assert_eq!(calls.iter().filter(|c| c.is("DELETE", COPY)).count(), 1, "{calls:?}");
 }
 
 fn deleted() -> CacheDataset {
@@ -229,6 +268,43 @@ async fn the_finalizer_goes_after_everything_that_was_made() {
     let last = calls.last().unwrap();
     assert!(last.is("PATCH", DATASET));
     assert_eq!(last.body[1], json!({ "op": "remove", "path": "/metadata/finalizers/0" }));
+}
+
+#[tokio::test]
+async fn deletion_names_the_nodes_whose_workers_could_not_be_asked() {
+    let (mut stores, _) = refused::OneWorker::start(3).await;
+    let node = |ready: &str| {
+        let status = json!({ "conditions": [{ "type": "Ready", "status": ready }] });
+        super::testing::mk_node_from(json!({ "metadata": { "name": "gpu-0" }, "status": status }))
+    };
+    let list = objects::members(
+        &objects::Owner::of(&mk_dataset()).unwrap(),
+        &settings(),
+        &super::testing::members(&["gpu-0", "gpu-7"]),
+    );
+    let server = move |call: &Call| match call {
+        c if c.method == Method::GET && c.uri.contains("-members") => (200, serde_json::to_value(&list).unwrap()),
+        c => empty_cluster(c),
+    };
+    let note = |calls: &[Call]| {
+        let event = calls.iter().find(|c| c.method == Method::POST && c.uri.contains("/events")).unwrap();
+        assert_eq!((&event.body["reason"], &event.body["type"]), (&json!("DataLeft"), &json!("Warning")));
+        event.body["note"].as_str().unwrap().to_owned()
+    };
+    stores.nodes = refused::seen(node("True"));
+    let (result, calls) = reconcile_among(stores, deleted(), server.clone()).await;
+    result.unwrap();
+    let text = note(&calls);
+    assert!(
+        text.contains("or could not: gpu-7; remove /mnt/nvme0/larder/0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f there"),
+        "{text}"
+    );
+
+    let (mut stores, _) = refused::OneWorker::start(4).await;
+    stores.nodes = refused::seen(node("Unknown"));
+    let (result, calls) = reconcile_among(stores, deleted(), server).await;
+    result.unwrap();
+    assert!(note(&calls).contains("or could not: gpu-0, gpu-7; remove"), "{}", note(&calls));
 }
 
 #[tokio::test]

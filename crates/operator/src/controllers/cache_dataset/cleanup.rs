@@ -1,12 +1,14 @@
 //! Deletion: each step waits for the one before, and each is idempotent, so that whoever comes next goes on.
 //!
 //! 1. The claim is deleted; it stays while pods use it.
-//! 2. Workers erase what is on the disks, best effort: a node that does not answer is not waited for.
+//! 2. Workers erase what is on the disks, best effort: a node that does not answer is not waited for, and is named in an Event. Nodes
+//!    that had workers under an earlier spec are not known any more, nor are the disks of tiers that were replaced.
 //! 3. Workers, Service, copies, list and volume are deleted.
 //! 4. The finalizer goes.
 
 use super::{
     Context,
+    apply::remove,
     conditions::{self, Cause, list},
     error::{Error, is_conflict, is_not_found},
     gather::{self, now},
@@ -20,7 +22,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service},
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
     runtime::controller::Action,
 };
@@ -30,11 +32,12 @@ use larder_api::{
     labels,
 };
 use larder_core::names;
-use serde::de::DeserializeOwned;
-use std::{collections::BTreeMap, fmt::Debug};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long workers whose nodes answer are asked to erase; what is left then is left.
 const ERASE_PATIENCE: SignedDuration = SignedDuration::from_mins(3);
+/// Reason of the Event that names nodes on which data may be left.
+const DATA_LEFT: &str = "DataLeft";
 
 pub(super) async fn run(dataset: &CacheDataset, context: &Context) -> Result<Action, Error> {
     let owner = Owner::of(dataset).ok_or(Error::NoUid)?;
@@ -43,6 +46,7 @@ pub(super) async fn run(dataset: &CacheDataset, context: &Context) -> Result<Act
     objects(&owner, context).await?;
     context.absent.lock().remove(&owner.uid);
     context.erasing.lock().remove(&owner.uid);
+    context.failing.forget(&owner.uid);
     tracing::info!(namespace = owner.namespace, dataset = owner.name, "deleted");
     Ok(Action::await_change())
 }
@@ -92,20 +96,42 @@ async fn erase(dataset: &CacheDataset, owner: &Owner, context: &Context) -> Resu
     let pods = gather::worker_pods(&context.stores.pods, &owner.uid);
     let alive: Vec<String> =
         context.stores.nodes.state().iter().filter(|n| members::is_ready(n)).map(|n| n.name_any()).collect();
-    let asked: Vec<_> =
-        pods::workers(&pods, &BTreeMap::new()).into_iter().filter(|w| alive.contains(&w.node) && w.address.is_some()).collect();
+    let (asked, silent): (Vec<_>, Vec<_>) =
+        pods::workers(&pods, &BTreeMap::new()).into_iter().partition(|w| alive.contains(&w.node) && w.address.is_some());
     let (freed, failed) = workers::erase(context.workers(&owner.uid), &asked).await;
-    if failed.is_empty() {
-        tracing::info!(dataset = owner.name, workers = asked.len(), freed, "erased");
-        return Ok(());
+    let failed: Vec<String> = failed.iter().map(|(node, error)| format!("{node} ({error})")).collect();
+    if !failed.is_empty() {
+        let since = *context.erasing.lock().entry(owner.uid.clone()).or_insert_with(now);
+        if now().duration_since(since) <= ERASE_PATIENCE {
+            let message = format!("waiting for workers to erase: {}", list(failed));
+            return waits(dataset, Cause::new(reasons::ready::DELETING, message), context).await;
+        }
     }
-    let since = *context.erasing.lock().entry(owner.uid.clone()).or_insert_with(now);
-    let told: Vec<String> = failed.iter().map(|(node, error)| format!("{node} ({error})")).collect();
-    if now().duration_since(since) > ERASE_PATIENCE {
-        tracing::warn!(dataset = owner.name, nodes = told.join(", "), "data is left on nodes whose worker could not erase it");
-        return Ok(());
+    tracing::info!(
+        dataset = owner.name,
+        workers = asked.len() - failed.len(),
+        freed,
+        "erased by the workers that could be asked"
+    );
+    // Members whose pods are gone have data too.
+    let lists: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.settings.namespace);
+    let members = gather::get(&lists, &names::members_config_map(&owner.uid)).await?;
+    let members = members.as_ref().and_then(gather::members_of).unwrap_or_default().members;
+    let known = members.into_iter().map(|m| m.node).chain(silent.into_iter().map(|w| w.node));
+    let unasked: BTreeSet<String> = known.filter(|node| asked.iter().all(|w| &w.node != node)).collect();
+    let left: Vec<String> = failed.into_iter().chain(unasked).collect();
+    if !left.is_empty() {
+        let tiers = dataset.spec.cache.tiers.iter().filter_map(|tier| context.settings.tiers.get(&tier.name));
+        let folders: Vec<String> = tiers.map(|tier| format!("{}/{}/{}", tier.path, names::TIER_DIR, owner.uid)).collect();
+        let note = format!(
+            "data may be left on nodes whose workers could not be asked to erase it, or could not: {}; remove {} there",
+            left.join(", "),
+            folders.join(" and ")
+        );
+        tracing::warn!(namespace = owner.namespace, dataset = owner.name, "{note}");
+        status::warn(dataset, DATA_LEFT, &note, context).await;
     }
-    waits(dataset, Cause::new(reasons::ready::DELETING, format!("waiting for workers to erase: {}", list(told))), context).await
+    Ok(())
 }
 
 /// Deletes everything that was made for the dataset.
@@ -118,16 +144,6 @@ async fn objects(owner: &Owner, context: &Context) -> Result<(), Error> {
     remove::<ConfigMap>(&Api::namespaced(client.clone(), ours), &owner.ca_name()).await?;
     remove::<ConfigMap>(&Api::namespaced(client.clone(), ours), &names::members_config_map(&owner.uid)).await?;
     remove::<PersistentVolume>(&Api::all(client.clone()), &objects::volume_name(owner)).await
-}
-
-async fn remove<K>(api: &Api<K>, name: &str) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    match api.delete(name, &DeleteParams::background()).await {
-        Err(source) if !is_not_found(&source) => Err(Error::Delete { object: format!("{} {name}", K::kind(&())), source }),
-        _ => Ok(()),
-    }
 }
 
 /// Deletes exactly the claim that was looked at.

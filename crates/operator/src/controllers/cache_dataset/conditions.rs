@@ -2,11 +2,11 @@
 //!
 //! Each is decided from what was observed, never from another's text; `Ready` takes the reason of the first thing that is missing.
 
-use super::{members::Selection, pods::Worker, preload, snapshot};
+use super::{failures::Refusals, members::Selection, pods::Worker, preload, snapshot};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use larder_api::{
-    CacheDataset,
+    CacheDataset, CacheDatasetStatus,
     cache_dataset::{PreloadPolicy, SnapshotStatus},
     conditions::{reasons, types},
 };
@@ -46,6 +46,10 @@ pub(super) struct Facts<'a> {
     pub published: Option<&'a SnapshotStatus>,
     pub preload: Option<&'a preload::Progress>,
     pub claim: Claim,
+    /// What the API server does not take.
+    pub refused: &'a Refusals,
+    /// Were workers made for this spec or an earlier one?
+    pub has_workers: bool,
 }
 
 /// The dataset's own claim.
@@ -76,6 +80,10 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
     let (snapshot, preload) = (snapshot(facts), preload(facts));
     let ready = ready(facts, &pods, &snapshot, &preload);
     let old = facts.dataset.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let generation = facts.dataset.metadata.generation;
+    // Workers that could not be changed are those of an earlier spec: `Ready` tells of that one.
+    let in_force = old.iter().find(|c| c.type_ == types::READY && facts.refused.behind && facts.has_workers);
+    let in_force = in_force.map_or(generation, |c| c.observed_generation);
     [(types::READY, ready), (types::SNAPSHOT_TAKEN, snapshot), (types::WORKERS_READY, workers), (types::PRELOADED, preload)]
         .into_iter()
         .map(|(type_, verdict)| {
@@ -84,9 +92,22 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
                 Verdict::False(c) => ("False", c),
                 Verdict::Unknown(c) => ("Unknown", c),
             };
-            condition(type_, status, cause, facts.dataset.metadata.generation, old, facts.now)
+            let generation = if type_ == types::READY { in_force } else { generation };
+            condition(type_, status, cause, generation, old, facts.now)
         })
         .collect()
+}
+
+/// Status while it cannot be seen what there is: nobody knows whether pods can read, the rest is as it was seen last.
+pub(super) fn unseen(dataset: &CacheDataset, why: &str, now: Timestamp) -> CacheDatasetStatus {
+    let mut status = dataset.status.clone().unwrap_or_default();
+    let message = format!("the operator cannot see what there is, and changes nothing: {why}");
+    let cause = Cause::new(reasons::ready::UNSEEN, message);
+    let seen = |type_: &str| status.conditions.iter().find(|c| c.type_ == type_ && type_ != types::READY).cloned();
+    let unknown =
+        |type_: &str| condition(type_, "Unknown", cause.clone(), dataset.metadata.generation, &status.conditions, now);
+    status.conditions = types::ALL.iter().map(|type_| seen(type_).unwrap_or_else(|| unknown(type_))).collect();
+    status
 }
 
 /// One condition; its time moves only with its status.
@@ -114,11 +135,14 @@ fn pods(f: &Facts<'_>) -> Verdict {
         return Verdict::False(cause);
     }
     let desired = f.selection.nodes.len();
+    let selected = || f.workers.iter().filter(|w| f.selection.nodes.contains(&w.node));
+    let ready = selected().filter(|w| w.ready).count();
+    if let Some(refused) = f.refused.workers.as_ref().filter(|_| desired == 0 || ready < desired) {
+        return Verdict::False(refused.clone());
+    }
     if desired == 0 {
         return Verdict::False(no_nodes(f));
     }
-    let selected = || f.workers.iter().filter(|w| f.selection.nodes.contains(&w.node));
-    let ready = selected().filter(|w| w.ready).count();
     if ready == desired {
         return Verdict::True(Cause::new(reasons::workers::ALL_READY, format!("{ready} of {desired} workers are ready")));
     }
@@ -155,9 +179,9 @@ fn no_nodes(f: &Facts<'_>) -> Cause {
     Cause::new(reasons::workers::NO_NODES_MATCH, message)
 }
 
-/// What workers that are up complain about, or that they do not answer.
+/// What workers that are up complain about, that they do not answer, or that they are not as the spec says.
 fn worker_problem(f: &Facts<'_>) -> Option<Cause> {
-    if let Some(cause) = &f.inputs {
+    if let Some(cause) = f.inputs.as_ref().or(f.refused.workers.as_ref()) {
         return Some(cause.clone());
     }
     let silent = f.statuses.iter().find_map(|(node, s)| Some((node, s.as_ref().err()?)));
@@ -259,6 +283,15 @@ fn preload(f: &Facts<'_>) -> Verdict {
         let message = "there is no snapshot of the present source yet; see the condition SnapshotTaken";
         return Verdict::Unknown(Cause::new(reasons::preload::WAITING_FOR_SNAPSHOT, message));
     };
+    // Of empty files there are some, and nothing to fetch.
+    if sum.is_empty() && !f.dataset.spec.preload.paths.is_empty() {
+        let paths: Vec<String> = f.dataset.spec.preload.paths.iter().map(|p| format!("{p:?}")).collect();
+        let message = format!(
+            "no file of the snapshot matches spec.preload.paths ({}); folders end in a slash, paths begin without one",
+            list(paths)
+        );
+        return Verdict::False(Cause::new(reasons::preload::NOTHING_MATCHES, message));
+    }
     if sum.is_complete() {
         let message = if f.dataset.spec.preload.paths.is_empty() {
             format!("{} files, {} are cached", snapshot.files, bytes(snapshot.bytes))
@@ -312,6 +345,10 @@ fn ready(f: &Facts<'_>, pods: &Verdict, snapshot: &Verdict, preload: &Verdict) -
     if let Claim::NotOurs(message) = &f.claim {
         return Verdict::False(Cause::new(reasons::ready::CLAIM_NOT_OURS, message.clone()));
     }
+    // Before what passes by itself: this does not.
+    if let Some(refused) = f.refused.claim.as_ref().filter(|_| f.claim != Claim::Bound) {
+        return Verdict::False(refused.clone());
+    }
     for needed in [pods, snapshot] {
         if let Verdict::False(cause) | Verdict::Unknown(cause) = needed {
             return Verdict::False(cause.clone());
@@ -334,7 +371,7 @@ fn ready(f: &Facts<'_>, pods: &Verdict, snapshot: &Verdict, preload: &Verdict) -
             message.push_str(&format!("; preload is not complete: {}: {}", cause.reason, cause.message));
         }
     }
-    if let Some(problem) = worker_problem(f) {
+    for problem in worker_problem(f).iter().chain(&f.refused.claim) {
         message.push_str(&format!("; {}: {}", problem.reason, problem.message));
     }
     Verdict::True(Cause::new(reasons::ready::READY, message))

@@ -31,6 +31,51 @@ pub(super) enum Error {
     CleanupWaits(String),
 }
 
+impl Error {
+    /// Will it be the same at the next attempt, if nobody changes anything?
+    pub(super) fn stays(&self) -> bool {
+        match self {
+            Self::NoUid | Self::Members { .. } => true,
+            Self::TimedOut(_) | Self::CleanupWaits(_) => false,
+            _ => match self.api() {
+                // 408, 409 and 429 are answers to this attempt alone.
+                Some(kube::Error::Api(status)) => (400..500).contains(&status.code) && ![408, 409, 429].contains(&status.code),
+                Some(kube::Error::BuildRequest(_) | kube::Error::HttpError(_)) => true,
+                _ => false,
+            },
+        }
+    }
+
+    /// The API server's code, if it gave one.
+    pub(super) fn code(&self) -> Option<u16> {
+        match self.api()? {
+            kube::Error::Api(status) => Some(status.code),
+            _ => None,
+        }
+    }
+
+    /// With all causes; of an answer of the API server only its message, not its structure.
+    pub(super) fn told(&self) -> String {
+        match self.api() {
+            Some(kube::Error::Api(status)) => format!("{self}: {}", status.message),
+            _ => larder_core::causes::chain(self),
+        }
+    }
+
+    fn api(&self) -> Option<&kube::Error> {
+        match self {
+            Self::Get { source, .. }
+            | Self::List { source, .. }
+            | Self::Apply { source, .. }
+            | Self::Create { source, .. }
+            | Self::Patch { source, .. }
+            | Self::Delete { source, .. }
+            | Self::Status { source, .. } => Some(source),
+            Self::NoUid | Self::Members { .. } | Self::TimedOut(_) | Self::CleanupWaits(_) => None,
+        }
+    }
+}
+
 /// Is it a 404?
 pub(super) fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found())

@@ -6,6 +6,7 @@
 use super::{
     Context,
     error::{Error, is_not_found},
+    failures::Refusals,
     objects::{self, Owner},
     pods::{self, Worker},
     snapshot::Statuses,
@@ -60,6 +61,8 @@ pub(super) struct Observed {
     pub told: BTreeMap<String, Option<String>>,
     pub statuses: Statuses,
     pub absent_since: BTreeMap<String, Timestamp>,
+    /// What of the plan could not be brought about; known afterwards.
+    pub refused: Refusals,
 }
 
 /// An object that a spec may refer to.
@@ -73,8 +76,13 @@ pub(super) enum Referenced<K> {
 impl Observed {
     /// The member list as it stands; an unreadable one counts as none and is written again.
     pub(super) fn current_members(&self) -> Option<Members> {
-        serde_json::from_str(members_text(self.members.as_ref()?)?).ok()
+        members_of(self.members.as_ref()?)
     }
+}
+
+/// The member list in its ConfigMap, if it can be read.
+pub(super) fn members_of(map: &ConfigMap) -> Option<Members> {
+    serde_json::from_str(members_text(map)?).ok()
 }
 
 fn members_text(map: &ConfigMap) -> Option<&str> {
@@ -142,6 +150,7 @@ pub(super) async fn gather(dataset: &CacheDataset, context: &Context) -> Result<
         told: pods.iter().map(|p| (p.name_any(), p.annotations().get(super::apply::TOLD).cloned())).collect(),
         statuses,
         absent_since: context.absent.lock().get(&owner.uid).cloned().unwrap_or_default(),
+        refused: Refusals::default(),
         owner,
     })
 }

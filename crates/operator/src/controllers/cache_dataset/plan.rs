@@ -36,6 +36,9 @@ const SETTLED: Duration = Duration::from_secs(30);
 pub(super) struct Plan {
     pub secret: Option<Secret>,
     pub ca: Option<ConfigMap>,
+    /// Copies that the spec does not ask for any more.
+    pub drop_secret: bool,
+    pub drop_ca: bool,
     pub members: ConfigMap,
     pub service: Service,
     pub daemon_set: Option<DaemonSet>,
@@ -112,6 +115,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
         published,
         preload: preload.as_ref(),
         claim,
+        refused: &observed.refused,
+        has_workers: observed.daemon_set.is_some(),
     });
 
     let counts = WorkerCounts { desired: count(selection.nodes.len()), ready: count(ready_nodes) };
@@ -155,6 +160,8 @@ pub(super) fn plan(dataset: &CacheDataset, observed: &Observed, settings: &Setti
         absent_since,
         status,
         requeue,
+        drop_secret: is_unasked(&observed.secret, observed.secret_copy.as_ref()),
+        drop_ca: is_unasked(&observed.ca, observed.ca_copy.as_ref()),
         secret: inputs.secret,
         ca: inputs.ca,
     })
@@ -378,16 +385,23 @@ fn bandwidth_of(node: &str, all: u64, members: &Members) -> u64 {
     u64::try_from(u128::from(all) * own / sum.max(1)).unwrap_or(u64::MAX).max(1)
 }
 
-/// Pods that were not told yet of the copies that are in place now.
+/// Is there a copy, and the spec names no original?
+fn is_unasked<K, C>(original: &Referenced<K>, copy: Option<&C>) -> bool {
+    matches!(original, Referenced::NotAsked) && copy.is_some()
+}
+
+/// Pods that were not told yet of the copies that are in place now, or gone.
 fn to_tell(observed: &Observed, inputs: &Inputs<'_>, told: &str) -> Vec<String> {
     let in_place = inputs.secret.as_ref().is_none_or(|s| objects::is_applied(s, observed.secret_copy.as_deref()))
-        && inputs.ca.as_ref().is_none_or(|c| objects::is_applied(c, observed.ca_copy.as_deref()));
-    if !in_place || told == "." {
+        && inputs.ca.as_ref().is_none_or(|c| objects::is_applied(c, observed.ca_copy.as_deref()))
+        && !is_unasked(&observed.secret, observed.secret_copy.as_ref())
+        && !is_unasked(&observed.ca, observed.ca_copy.as_ref());
+    if !in_place {
         return vec![];
     }
-    let untold = |w: &&super::pods::Worker| {
-        w.ready && observed.told.get(&w.pod).is_some_and(|annotation| annotation.as_deref() != Some(told))
-    };
+    // A pod that never had a copy need not be told that there is none.
+    let before = |pod: &str| Some(observed.told.get(pod)?.as_deref().unwrap_or("."));
+    let untold = |w: &&super::pods::Worker| w.ready && before(&w.pod).is_some_and(|before| before != told);
     observed.workers.iter().filter(untold).map(|w| w.pod.clone()).collect()
 }
 

@@ -12,6 +12,7 @@ use larder_proto::control::v1::{Phase, Preload, Problem};
 pub(super) struct Progress {
     pub bytes_done: u64,
     pub bytes_total: u64,
+    pub files_total: u64,
     pub files_failed: u64,
     /// Members that have counted their share.
     pub planned: usize,
@@ -32,6 +33,11 @@ impl Progress {
     /// Everyone has everything?
     pub(super) fn is_complete(&self) -> bool {
         self.members > 0 && self.done == self.members
+    }
+
+    /// Everyone has everything, and that is nothing at all?
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_complete() && self.files_total == 0 && self.bytes_total == 0
     }
 }
 
@@ -55,6 +61,7 @@ pub(super) fn progress(snapshot: &str, members: &Members, statuses: &Statuses) -
         }
         sum.bytes_done += preload.bytes_done;
         sum.bytes_total += preload.bytes_total;
+        sum.files_total += preload.files_total;
         sum.files_failed += preload.files_failed;
         if has_failed(preload) {
             sum.failed.push((member.node.clone(), preload.problem.clone()));
@@ -83,8 +90,9 @@ pub(super) fn status(
     let started = prior.and_then(|p| p.start_time.clone()).unwrap_or(Time(now));
     // Until every member has counted its share, the snapshot's size is the better total.
     let bytes_total = if sum.planned == sum.members || sum.is_complete() { sum.bytes_total } else { snapshot.bytes };
-    let completion_time = sum.is_complete().then(|| prior.and_then(|p| p.completion_time.clone()).unwrap_or(Time(now)));
-    let running = completion_time.is_none() && sum.failed.is_empty();
+    let done = sum.is_complete() && !sum.is_empty();
+    let completion_time = done.then(|| prior.and_then(|p| p.completion_time.clone()).unwrap_or(Time(now)));
+    let running = !sum.is_complete() && sum.failed.is_empty();
     PreloadStatus {
         bytes_done: sum.bytes_done,
         bytes_total,

@@ -65,6 +65,25 @@ pub(super) async fn write(dataset: &CacheDataset, wanted: &CacheDatasetStatus, c
     Ok(())
 }
 
+/// Tells something that no condition is about, or that will have none any more.
+pub(super) async fn warn(dataset: &CacheDataset, reason: &str, note: &str, context: &Context) {
+    let event = Event {
+        type_: EventType::Warning,
+        reason: reason.to_owned(),
+        note: Some(cut(note.to_owned())),
+        action: reason.to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &dataset.object_ref(&())).await {
+        tracing::debug!(dataset = dataset.name_any(), %error, "event was not published");
+    }
+}
+
+fn cut(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(NOTE_BYTES));
+    note
+}
+
 /// Conditions with another status or reason than before. The first ones, that nothing is known yet, are no news; nor is `Ready`
 /// when it only takes the reason of another that is told.
 fn changed<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
@@ -81,12 +100,11 @@ fn changed<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
 
 fn event(condition: &Condition) -> Event {
     let normal = condition.status == "True" || ON_THE_WAY.contains(&condition.reason.as_str());
-    let mut note = format!("{} is {}: {}", condition.type_, condition.status, condition.message);
-    note.truncate(note.floor_char_boundary(NOTE_BYTES));
+    let note = format!("{} is {}: {}", condition.type_, condition.status, condition.message);
     Event {
         type_: if normal { EventType::Normal } else { EventType::Warning },
         reason: condition.reason.clone(),
-        note: Some(note),
+        note: Some(cut(note)),
         action: condition.type_.clone(),
         secondary: None,
     }

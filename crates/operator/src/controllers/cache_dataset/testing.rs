@@ -14,6 +14,11 @@ use serde_json::{Value, json};
 
 pub(super) const UID: &str = "0d1f3a52-7c0e-4d55-9f5a-0a1b2c3d4e5f";
 
+/// What the API server says when it does not do what it is asked.
+pub(super) fn api_error(code: u16, message: &str) -> kube::Error {
+    kube::Error::Api(kube::core::Status { code, message: message.into(), ..Default::default() }.boxed())
+}
+
 pub(super) fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }

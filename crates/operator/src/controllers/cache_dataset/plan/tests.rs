@@ -1,6 +1,6 @@
 //! One world per situation; each test says what the conditions tell the user, and what is done.
 
-use super::super::{objects::Owner, snapshot::listing_id, testing::*};
+use super::super::{failures::Refusals, objects::Owner, snapshot::listing_id, testing::*};
 use super::*;
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -52,6 +52,7 @@ impl World {
             told: BTreeMap::new(),
             statuses: statuses(&[("gpu-0", StatusResponse::default()), ("gpu-1", StatusResponse::default())]),
             absent_since: BTreeMap::new(),
+            refused: Refusals::default(),
             owner,
         };
         Self { dataset, observed }
@@ -258,6 +259,61 @@ fn the_problem_of_a_worker_is_told_in_its_own_words() {
     assert!(message.contains("OriginUnreachable"), "{message}");
 }
 
+/// What the API server takes none of: the workers as the spec has them now.
+fn refused_workers() -> Refusals {
+    Refusals { behind: true, workers: Some(Cause::new(reasons::workers::REFUSED, "why")), claim: None }
+}
+
+#[test]
+fn a_change_that_is_refused_is_told_and_ready_tells_of_the_spec_in_force() {
+    let mut world = World::complete();
+    world.settle();
+    let generation = |plan: &Plan, type_: &str| condition(plan, type_).observed_generation;
+    for edit in [2, 3] {
+        world.dataset.metadata.generation = Some(edit);
+        world.observed.refused = refused_workers();
+        let plan = world.settle();
+        assert_eq!(is(&plan, types::WORKERS_READY, "False", reasons::workers::REFUSED), "why");
+        let message = is(&plan, types::READY, "True", reasons::ready::READY);
+        assert!(message.ends_with("; WorkersRefused: why"), "{message}");
+        assert_eq!((generation(&plan, types::READY), generation(&plan, types::WORKERS_READY)), (Some(1), Some(edit)));
+    }
+    // Not told yet, and not in force either.
+    world.observed.refused.workers = None;
+    let plan = world.plan();
+    is(&plan, types::WORKERS_READY, "True", reasons::workers::ALL_READY);
+    assert_eq!(generation(&plan, types::READY), Some(1));
+    world.observed.refused = Refusals::default();
+    assert_eq!(generation(&world.plan(), types::READY), Some(3));
+}
+
+#[test]
+fn workers_that_were_refused_from_the_start_are_told_before_what_they_are_waited_for() {
+    let mut world = World::fresh();
+    world.observed.refused = refused_workers();
+    for nodes in [2, 0] {
+        world.observed.nodes.truncate(nodes);
+        let plan = world.settle();
+        for type_ in [types::READY, types::WORKERS_READY] {
+            is(&plan, type_, "False", reasons::workers::REFUSED);
+            assert_eq!(condition(&plan, type_).observed_generation, Some(1));
+        }
+    }
+}
+
+#[test]
+fn a_refused_claim_keeps_ready_away_and_a_bound_one_does_not() {
+    let mut world = World::complete();
+    let refused = Cause::new(reasons::ready::CLAIM_REFUSED, "exceeded quota");
+    world.observed.refused.claim = Some(refused);
+    let message = is(&world.plan(), types::READY, "True", reasons::ready::READY);
+    assert!(message.ends_with("; ClaimRefused: exceeded quota"), "{message}");
+    world.observed.claim = None;
+    let plan = world.plan();
+    is(&plan, types::READY, "False", reasons::ready::CLAIM_REFUSED);
+    is(&plan, types::WORKERS_READY, "True", reasons::workers::ALL_READY);
+}
+
 #[test]
 fn one_worker_is_told_to_list() {
     let plan = World::new().plan();
@@ -385,6 +441,28 @@ fn a_preload_that_fails_gives_its_reason_and_pods_can_read() {
 }
 
 #[test]
+fn paths_that_match_nothing_are_told_and_pods_can_read() {
+    let mut world = World::new().with_snapshot((Phase::Succeeded, 0, 0), (Phase::Succeeded, 0, 0));
+    world.dataset.spec.preload.paths = vec!["/train".into(), "val".into()];
+    let plan = world.settle();
+    let message = is(&plan, types::PRELOADED, "False", reasons::preload::NOTHING_MATCHES);
+    assert_eq!(
+        message,
+        "no file of the snapshot matches spec.preload.paths (\"/train\", \"val\"); folders end in a slash, paths begin without one"
+    );
+    let ready = is(&plan, types::READY, "True", reasons::ready::READY);
+    assert!(ready.contains("NothingMatches"), "{ready}");
+    let preload = plan.status.preload.as_ref().unwrap();
+    assert_eq!((&preload.completion_time, &preload.eta), (&None, &None));
+    world.observed.now += jiff::SignedDuration::from_secs(30);
+    assert_eq!(Some(&world.plan().status), world.dataset.status.as_ref(), "nothing moves by itself");
+
+    // A member may have none of what is named; files may be empty.
+    world.answer("gpu-1", |s| s.preload.as_mut().unwrap().files_total = 1);
+    is(&world.plan(), types::PRELOADED, "True", reasons::preload::COMPLETE);
+}
+
+#[test]
 fn no_preload_is_asked_for_when_the_spec_asks_for_none() {
     let mut world = World::complete();
     world.dataset.spec.preload.policy = PreloadPolicy::None;
@@ -498,6 +576,32 @@ fn orders_are_given_again_when_the_secret_changes() {
     world.observed.secret_copy = plan.secret.map(Arc::new);
     world.observed.told = [("worker-gpu-0".to_owned(), Some("6.".to_owned())), ("worker-gpu-1".to_owned(), None)].into();
     assert_eq!(world.plan().tell, ["worker-gpu-1"]);
+}
+
+#[test]
+fn copies_that_are_not_asked_for_any_more_go_and_kubelets_are_told() {
+    let mut world = World::complete();
+    world.observed.ca_copy = Some(Arc::default());
+    let told = |told: &str| [("worker-gpu-0".to_owned(), Some(told.to_owned())), ("worker-gpu-1".to_owned(), None)].into();
+    world.observed.told = told("5.");
+    let plan = world.plan();
+    assert_eq!((plan.drop_secret, plan.drop_ca), (false, true), "the Secret is asked for");
+
+    world.dataset.spec.source.credentials = serde_json::from_value(json!({ "anonymous": {} })).unwrap();
+    world.observed.secret = Referenced::NotAsked;
+    let plan = world.plan();
+    assert!(plan.drop_secret && plan.drop_ca && plan.secret.is_none() && plan.tell.is_empty());
+    (world.observed.secret_copy, world.observed.ca_copy) = (None, None);
+    let plan = world.plan();
+    assert!(!plan.drop_secret && !plan.drop_ca);
+    assert_eq!((plan.tell.as_slice(), plan.told.as_str()), (["worker-gpu-0".to_owned()].as_slice(), "."));
+    world.observed.told = told(".");
+    assert!(world.plan().tell.is_empty());
+
+    // One that is gone for now is not one that is not asked for.
+    let mut world = World::complete();
+    world.observed.secret = Referenced::Missing;
+    assert!(!world.plan().drop_secret);
 }
 
 #[test]
