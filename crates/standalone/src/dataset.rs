@@ -93,7 +93,8 @@ impl Dataset {
         let bandwidth = match &spec.preload.bandwidth {
             None => 0,
             Some(text) => quantity::bytes(text).filter(|b| *b > 0).ok_or_else(|| {
-                let message = format!("{:?}: must be more than 0 bytes a second, such as 1Gi; leave it out for no limit", text.0);
+                let message =
+                    format!("{:?}: must be more than 0 bytes a second, such as 1Gi; leave it out for no limit", text.0);
                 field("spec.preload.bandwidth", message)
             })?,
         };
@@ -257,9 +258,17 @@ spec:
             ("{ path: cache, quota: 2Gi }", "/nvme", "spec.cache.tiers[0]: must have path and quota"),
             ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: /nvme", "spec.cache: must have fields"),
             ("cache:\n    tiers: [{ path: cache, quota: 2Gi }]", "cache: [{ path: cache }]", "spec.cache: must have fields"),
-            ("  mount: {", "  preload: { bandwidth: fast }\n  mount: {", "spec.preload.bandwidth: \"fast\": must be more than 0"),
+            (
+                "  mount: {",
+                "  preload: { bandwidth: fast }\n  mount: {",
+                "spec.preload.bandwidth: \"fast\": must be more than 0",
+            ),
             ("  mount: {", "  preload: { bandwidth: 0 }\n  mount: {", "spec.preload.bandwidth: \"0\": must be more than 0"),
-            ("  mount: {", "  preload: { bandwidth: -1Gi }\n  mount: {", "spec.preload.bandwidth: \"-1Gi\": must be more than 0"),
+            (
+                "  mount: {",
+                "  preload: { bandwidth: -1Gi }\n  mount: {",
+                "spec.preload.bandwidth: \"-1Gi\": must be more than 0",
+            ),
             ("0440", "01777", "spec.mount.fileMode: 0o1777"),
             ("CacheDataset\n", "Pod\n", "kind: must be CacheDataset"),
             ("kind:", "kind: a: b", "imagenet.yaml: "),

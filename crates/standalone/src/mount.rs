@@ -26,6 +26,7 @@ use nix::{
 };
 use std::{
     ffi::OsString,
+    fs, io,
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{ExitCode, ExitStatus},
@@ -35,7 +36,7 @@ use std::{
 use tokio::{
     process::{Child, Command},
     runtime::Handle,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
     task::spawn_blocking,
 };
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ pub fn before_threads(args: &Args) -> anyhow::Result<Option<ExitCode>> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dataset = Dataset::load(&args.source.file)?;
     let access = access::find(&dataset, &args.source, |name| std::env::var(name).ok())?;
-    let stop = Stop::new(!args.command.is_empty())?;
+    let stop = Stop::new(!args.command.is_empty(), args.detach)?;
     let mountpoint = Mountpoint::prepare(&args.mountpoint, !args.command.is_empty()).await?;
     // After a dead mount there was taken away, which would not say what it covers.
     overlap::check(&dataset, Some(mountpoint.path()))?;
@@ -148,8 +149,13 @@ async fn use_it(
         detach::leave(&dir.join("log"))?;
     }
     if let [program, rest @ ..] = &args.command[..] {
-        let child = Command::new(program).args(rest).spawn();
-        return stop.wait_for(child.with_context(|| format!("run {}", program.display()))?).await;
+        return match Command::new(program).args(rest).spawn() {
+            Ok(child) => stop.wait_for(child).await,
+            Err(e) => {
+                eprintln!("error: run {}: {e}", program.display());
+                Ok(not_run(&e))
+            }
+        };
     }
     tokio::select! {
         () = stop.asked.cancelled() => {}
@@ -282,15 +288,28 @@ impl Mounted {
     }
 }
 
+/// Never without a signal to listen to.
+async fn heard(signal: Option<&mut unix::Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// The wish to end.
 struct Stop {
     asked: CancellationToken,
 }
 
 impl Stop {
-    /// With a command, Ctrl-C is for the command: it has the same terminal.
-    fn new(command: bool) -> anyhow::Result<Self> {
+    /// With a command, Ctrl-C is for the command: it has the same terminal. What is detached outlives its terminal.
+    fn new(command: bool, detach: bool) -> anyhow::Result<Self> {
         let asked = CancellationToken::new();
+        // Listened to, it would not be ignored any more, neither here nor by the command.
+        let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup()));
+        let mut hangup = hangup.transpose().context("listen for signals")?;
         let mut term = signal(SignalKind::terminate()).context("listen for signals")?;
         let mut int = signal(SignalKind::interrupt()).context("listen for signals")?;
         let told = asked.clone();
@@ -298,6 +317,7 @@ impl Stop {
             loop {
                 tokio::select! {
                     _ = term.recv() => break,
+                    () = heard(hangup.as_mut()) => if !detach { break },
                     _ = int.recv() => if !command { break },
                 }
             }
@@ -331,8 +351,38 @@ impl Stop {
     }
 }
 
+/// As a shell would tell that there is no such command, or that it may not be run.
+fn not_run(e: &io::Error) -> ExitCode {
+    ExitCode::from(if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+}
+
+/// Is SIGHUP to have no effect, as under nohup?
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored(&status, Signal::SIGHUP)
+}
+
+fn ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (mask >> (signal as i32 - 1)) & 1 == 1
+}
+
 /// As a shell would tell it.
 fn code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hangup_that_was_to_have_no_effect_has_none() {
+        let status = |mask: &str| format!("Name:\tlarder\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(ignored(&status("0000000000001001"), Signal::SIGHUP));
+        assert!(!ignored(&status("0000000000001000"), Signal::SIGHUP));
+        assert!(!ignored("", Signal::SIGHUP));
+    }
 }

@@ -5,7 +5,10 @@ mod harness;
 use harness::{LARDER, Place, files, fuse_works, said, signal};
 use larder_fuse::device;
 use larder_origin::testing::{ACCESS_KEY, BUCKET, FakeS3, Fault};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -160,7 +163,7 @@ fn a_signal_leaves_no_mount_also_when_files_are_open() {
     }
     let place = Place::new();
     place.write_origin(&files());
-    for term in [Signal::SIGTERM, Signal::SIGINT] {
+    for term in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let child = place.mount(place.larder(&["mount", "ds.yaml", "mnt"]));
         assert_eq!(signal(child, term), Some(0));
         assert!(!place.is_mounted());
@@ -176,6 +179,24 @@ fn a_signal_leaves_no_mount_also_when_files_are_open() {
     assert!(child.wait().unwrap().success());
     let said = place.must_fail(&["umount", "mnt"]);
     assert!(said.contains("nothing of `larder mount`"), "{said}");
+}
+
+#[test]
+fn a_terminal_that_hangs_up_takes_no_mount_away_that_was_to_outlive_it() {
+    if !fuse_works() {
+        return;
+    }
+    let place = Place::new();
+    place.write_origin(&files());
+    // As nohup does it.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"trap "" HUP; exec "$@""#, "sh", LARDER, "mount", "ds.yaml", "mnt"]).current_dir(place.path("."));
+    let mut child = place.mount(command);
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGHUP).unwrap();
+    place.assert_mounted(&files());
+    assert!(child.try_wait().unwrap().is_none() && place.is_mounted());
+    assert_eq!(signal(child, Signal::SIGTERM), Some(0));
+    assert!(!place.is_mounted());
 }
 
 #[test]
@@ -249,6 +270,11 @@ fn a_command_alone_sees_the_mount_and_its_code_is_passed_on() {
     assert!(said(&output).contains("same"), "{}", said(&output));
     assert!(!place.is_mounted() && fs::read_dir(place.mountpoint()).unwrap().next().is_none());
     assert_eq!(run("kill -TERM $$").status.code(), Some(128 + 15));
+    for (command, code) in [("no-such-command", 127), ("./ds.yaml", 126)] {
+        let output = place.larder(&["mount", "ds.yaml", "mnt", "--", command]).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", harness::said(&output));
+        assert!(harness::said(&output).contains(command) && !place.is_mounted());
+    }
 }
 
 /// As nobody, with a device that everyone may open, as on most machines; of the test's own, so that the machine's stays as it is.

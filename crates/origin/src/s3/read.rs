@@ -1,12 +1,12 @@
 //! Reads a range of an object, in as many tries as it takes; each goes on where the one before it broke off.
 
+use super::version::Version;
 use super::{
     S3,
     classify::{self, Action},
     tries::{Again, Failure, Tries},
     wire::Trace,
 };
-use super::version::Version;
 use crate::{Error, Reason};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -93,4 +93,3 @@ impl S3 {
         if got.len() < len { Err(odd("sent fewer bytes than asked for")) } else { Ok(began_after) }
     }
 }
-
