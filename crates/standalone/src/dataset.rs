@@ -263,7 +263,7 @@ spec:
                 "  preload: { bandwidth: fast }\n  mount: {",
                 "spec.preload.bandwidth: \"fast\": must be more than 0",
             ),
-            ("  mount: {", "  preload: { bandwidth: 0 }\n  mount: {", "spec.preload.bandwidth: \"0\": must be more than 0"),
+            ("  mount: {", "  preload: { bandwidth: '0' }\n  mount: {", "spec.preload.bandwidth: \"0\": must be more than 0"),
             (
                 "  mount: {",
                 "  preload: { bandwidth: -1Gi }\n  mount: {",
