@@ -179,6 +179,8 @@ impl Progress {
         let attempts = ending.attempts + attempts;
         if (ending.phase, &ending.problem) != (phase, &problem) {
             match &problem {
+                // Each file that waits for the origin has a text of its own for the same reason.
+                Some(p) if attempts == ending.attempts && ending.problem.as_ref().is_some_and(|o| o.reason == p.reason) => {}
                 Some(p) => {
                     tracing::warn!(snapshot = self.snapshot, reason = p.reason, message = p.message, "preload is held up")
                 }
