@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use larder_cache::{CHUNK, CacheError, Checked, Keep, ReadError, Unchecked};
+use larder_cache::{CHUNK, CacheError, Keep, ReadError, Unchecked};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
@@ -207,8 +207,8 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, asked: Ask
         // A disk that cannot keep the bytes is no reason to fail a read.
         Err(ReadError::Cache(e)) => {
             worker.report.set(Topic::Keep, Some(cache_problem(&e)));
-            let _permit = worker.past_cache.acquire().await;
-            fetch(range).await.map(|bytes| Checked::of(bytes).into()).map_err(|e| refusal(&e))
+            let read = worker.past_cache.read(at.key, range.clone(), fetch(range)).await;
+            read.map(Unchecked::from).map_err(|e| refusal(&e))
         }
     }
 }
