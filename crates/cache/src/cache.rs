@@ -344,6 +344,27 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Cache<E> {
         self.all().iter().map(|place| place.disk.evicted_files()).sum()
     }
 
+    /// Removes complete files that `may_go` names, copies first, then what was not used for longest, until so many bytes are free or
+    /// there are no more; none that someone has a descriptor of. Gives the bytes freed.
+    ///
+    /// # Errors
+    /// A disk's, if no other one could.
+    pub async fn make_room(
+        &self,
+        need: u64,
+        may_go: impl Fn(&ObjectKey) -> bool + Clone + Send + 'static,
+    ) -> Result<u64, CacheError> {
+        let (mut freed, mut last) = (None, None);
+        for place in &*self.all() {
+            let before = freed.unwrap_or(0);
+            match place.disk.make_room(need - before, may_go.clone()).await {
+                Ok(bytes) => freed = Some(before + bytes),
+                Err(error) => last = Some(error),
+            }
+        }
+        one_of(freed, last)
+    }
+
     /// Unlinks all files but those that are to stay, complete ones and those that nobody goes on filling; who reads one goes on
     /// reading it. What is not to stay of the latter gives its space back. Gives how many made room.
     ///

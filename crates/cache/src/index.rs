@@ -156,13 +156,13 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
         if used == 0 { FRESH + Duration::from_secs(now.into()) } else { Duration::from_secs(u64::from(now - used)) }
     }
 
-    /// The files to remove so that `need` bytes become free, and what each of them frees.
-    pub fn choose(&self, need: u64, wanted: Wanted) -> Vec<(ObjectKey, u64)> {
+    /// The files to remove so that `need` bytes become free, and what each of them frees; of those that `may_go` names.
+    pub fn choose(&self, need: u64, wanted: Wanted, may_go: impl Fn(&ObjectKey) -> bool) -> Vec<(ObjectKey, u64)> {
         let now = self.now();
         let idle = |used| self.since(now, used);
         let file =
             |(key, e): (&ObjectKey, &Entry)| eviction::File { id: *key, bytes: e.size, keep: e.keep, idle: idle(e.used) };
-        eviction::choose(self.complete.iter().map(file), need, wanted)
+        eviction::choose(self.complete.iter().filter(|(key, _)| may_go(key)).map(file), need, wanted)
     }
 
     pub fn verified(&mut self, key: &ObjectKey) {
@@ -259,8 +259,8 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Index<E> {
             let fill = &filling.fill;
             match stay(&fill.key) {
                 Stay::All => {}
-                Stay::Nothing if fill.drop_if_idle() => idle.whole.push(Arc::clone(fill)),
-                Stay::Nothing => {}
+                Stay::Nothing | Stay::Complete if fill.drop_if_idle() => idle.whole.push(Arc::clone(fill)),
+                Stay::Nothing | Stay::Complete => {}
                 Stay::Parts(ranges) => {
                     let forgotten = fill.forget_others(&ranges);
                     let bytes: u64 = forgotten.iter().map(|n| chunk_range(fill.size, *n)).map(|r| r.end - r.start).sum();

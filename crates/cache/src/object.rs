@@ -23,6 +23,8 @@ pub enum Stay {
     Nothing,
     /// All of it.
     All,
+    /// A file that is complete.
+    Complete,
     /// What lies in these ranges, and a file that is complete.
     Parts(Vec<Range<u64>>),
 }

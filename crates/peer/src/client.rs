@@ -119,6 +119,14 @@ pub enum ReadError {
         /// What the worker said.
         detail: String,
     },
+    /// The origin does not let the workers read the object.
+    #[error("read {key}: the origin denied it: {detail}")]
+    OriginDenied {
+        /// The object.
+        key: String,
+        /// What the worker said: the object's name, and the remedy.
+        detail: String,
+    },
     /// No member answered with the bytes in time.
     #[error("read {key}: no worker could serve it within {waited:?}; last answers: {last}")]
     Exhausted {
@@ -163,6 +171,8 @@ impl Inner {
 
 /// Pause between rounds, doubled from the first to the second value.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// What the origin denies is asked for once more after this pause: its keys may be just being changed.
+pub const DENIED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Client {
     /// A client on this node, with the default waits.
@@ -242,11 +252,15 @@ impl Client {
     ) -> Result<Fetched, ReadError> {
         let started = Instant::now();
         let mut last = Vec::new();
-        let mut pause = PAUSE.0;
+        let (mut pause, mut denied) = (PAUSE.0, false);
         loop {
             let roster = rosters.current();
             let round = Round::new(&self.inner, &roster, object, &range, &mut last);
             match tokio::time::timeout_at(deadline, round.run()).await {
+                Ok(Some(Err(ReadError::OriginDenied { .. }))) if !denied && Instant::now() + DENIED_PAUSE < deadline => {
+                    denied = true;
+                    tokio::time::sleep(DENIED_PAUSE).await;
+                }
                 Ok(Some(answer)) => return answer,
                 Ok(None) if Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;

@@ -19,7 +19,7 @@ mod client;
 mod roster;
 mod server;
 
-pub use client::{CatalogFetchError, Client, Copied, Fetched, Options, ReadError};
+pub use client::{CatalogFetchError, Client, Copied, DENIED_PAUSE, Fetched, Options, ReadError};
 pub use roster::{ObjectRef, Roster, RosterSource};
 pub use server::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, router, serve};
 

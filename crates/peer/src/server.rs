@@ -121,6 +121,9 @@ pub enum Refusal {
     /// The origin did not give the bytes.
     #[error("{0}")]
     Origin(String),
+    /// The origin does not let this worker read the object, and will not before someone changes that.
+    #[error("{0}")]
+    OriginDenied(String),
     /// Not configured, or the own disk is full or broken.
     #[error("{0}")]
     Unavailable(String),
@@ -137,6 +140,8 @@ impl Refusal {
             Self::NotFound(_) => 404,
             Self::Changed(_) => 409,
             Self::Range { .. } => 416,
+            // Not 403: that is what this worker says to who may not ask it.
+            Self::OriginDenied(_) => 424,
             Self::Origin(_) => 502,
             Self::Unavailable(_) => 503,
             Self::Later(_) => 504,

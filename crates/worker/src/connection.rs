@@ -111,6 +111,12 @@ impl Connections {
         })
     }
 
+    /// Are requests made with other keys than those of the orders, which are on their way to this node?
+    pub fn are_changing(&self, orders: Option<&Orders>) -> bool {
+        let newest = self.newest.borrow();
+        !newest.as_ref().is_some_and(|c| c.exact && orders.is_some_and(|o| o.source == c.source))
+    }
+
     /// Waits for the one that is made with exactly these settings; `held_up` hears now and then why it is not there yet.
     pub async fn exactly_or(&self, source: &Source, report: &Report, held_up: impl Fn(Problem)) -> Arc<Connection> {
         loop {

@@ -28,7 +28,7 @@ use larder_core::{
 };
 use larder_fuse::protocol::worker::Reply;
 use larder_origin::Access;
-use larder_peer::{Body, ObjectRef, ObjectRequest, ReadError, Refusal, Roster, Source};
+use larder_peer::{Body, DENIED_PAUSE, ObjectRef, ObjectRequest, ReadError, Refusal, Roster, Source};
 use larder_proto::control::v1 as pb;
 use std::{fs::File, io, num::NonZeroU64, ops::Range, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -182,7 +182,7 @@ impl Data {
     /// # Errors
     /// Those of a read between nodes.
     pub async fn read(&self, object: &ObjectRef<'_>, range: Range<u64>, until: Instant) -> Result<(Source, Bytes), ReadError> {
-        let (started, mut pause) = (Instant::now(), PAUSE.0);
+        let (started, mut pause, mut denied) = (Instant::now(), PAUSE.0, false);
         loop {
             let last = match tokio::time::timeout_at(until, self.attempt(object, range.clone())).await {
                 Ok(Ok(read)) => return Ok(read),
@@ -192,6 +192,14 @@ impl Data {
             let key = object.key.to_string();
             match last {
                 Refusal::Changed(detail) => return Err(ReadError::Changed { key, detail }),
+                Refusal::OriginDenied(detail) if denied || Instant::now() + DENIED_PAUSE >= until => {
+                    return Err(ReadError::OriginDenied { key, detail });
+                }
+                Refusal::OriginDenied(_) => {
+                    denied = true;
+                    tokio::time::sleep(DENIED_PAUSE).await;
+                    continue;
+                }
                 e @ Refusal::Range { .. } => {
                     return Err(ReadError::Range { key, start: range.start, end: range.end, detail: e.to_string() });
                 }
@@ -217,7 +225,9 @@ impl Data {
             check: true,
         };
         let reply = objects::answer(&self.0, request).await?;
-        let bytes = whole(reply.body, range).await.map_err(|e| Refusal::Unavailable(format!("read {}: {e}", object.key)))?;
+        // A later piece may be refused too.
+        let failed = |e: io::Error| Refusal::Unavailable(format!("read {}: {e}", object.key));
+        let bytes = whole(reply.body, range).await.map_err(|e| e.downcast().unwrap_or_else(failed))?;
         Ok((reply.source, bytes))
     }
 }

@@ -28,6 +28,7 @@ mod local;
 pub mod metrics;
 mod objects;
 mod orders;
+mod past_cache;
 mod report;
 mod serving;
 mod wanted;

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use larder_cache::{CHUNK, CacheError, Checked, Keep, ReadError, Unchecked};
+use larder_cache::{CHUNK, CacheError, Keep, ReadError, Unchecked};
 use larder_core::key::ObjectKey;
 use larder_origin::{Error as OriginError, Lane, Reason, Turn};
 use larder_peer::{Body, CopyReply, ObjectReply, ObjectRequest, ObjectSource, Refusal, Source};
@@ -134,7 +134,7 @@ pub(crate) async fn fetch(
     let fetched = tokio::time::timeout(FIRST_BYTE, chunk).await.map_err(|_| late(&at))?;
     match fetched {
         Ok(_) => Ok(()),
-        Err(ReadError::Fetch(e)) => Err(refusal(&e)),
+        Err(ReadError::Fetch(e)) => Err(refusal(worker, &e)),
         Err(e) => Err(Refusal::Unavailable(format!("keep {} on node {}: {e}", at.path, worker.node))),
     }
 }
@@ -201,14 +201,14 @@ async fn piece(worker: &Arc<Worker>, at: &Located, range: Range<u64>, asked: Ask
     let object = worker.object(at, keep);
     match worker.cache.read_range(&object, range.clone(), fetch.clone()).await {
         Ok(checked) => Ok(checked.into()),
-        Err(ReadError::Fetch(e)) => Err(refusal(&e)),
+        Err(ReadError::Fetch(e)) => Err(refusal(worker, &e)),
         Err(e @ ReadError::Length { .. }) => Err(Refusal::Origin(format!("read {}: {e}", at.path))),
         Err(ReadError::Cache(e @ CacheError::Closed { .. })) => Err(Refusal::NotFound(e.to_string())),
         // A disk that cannot keep the bytes is no reason to fail a read.
         Err(ReadError::Cache(e)) => {
             worker.report.set(Topic::Keep, Some(cache_problem(&e)));
-            let _permit = worker.past_cache.acquire().await;
-            fetch(range).await.map(|bytes| Checked::of(bytes).into()).map_err(|e| refusal(&e))
+            let read = worker.past_cache.read(at.key, range.clone(), fetch(range)).await;
+            read.map(Unchecked::from).map_err(|e| refusal(worker, &e))
         }
     }
 }
@@ -264,9 +264,13 @@ async fn turn(worker: &Worker, lane: Lane, key: ObjectKey, range: &Range<u64>) -
     }
 }
 
-fn refusal(e: &OriginError) -> Refusal {
+fn refusal(worker: &Worker, e: &OriginError) -> Refusal {
     match e.reason() {
         Reason::Changed | Reason::ObjectNotFound => Refusal::Changed(e.to_string()),
+        // With other keys it may be another matter.
+        Reason::AccessDenied if !worker.connections.are_changing(worker.orders.borrow().as_deref()) => {
+            Refusal::OriginDenied(e.to_string())
+        }
         _ => Refusal::Origin(e.to_string()),
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     kept::Kept,
     metrics::Metrics,
     orders::Orders,
+    past_cache::PastCache,
     report::{Report, Topic, cache_problem, folder_problem},
     serving::Serving,
     wanted::Wanted,
@@ -96,7 +97,7 @@ pub(crate) struct Worker {
     /// Files that peers read just now, by inode.
     pub located: quick_cache::sync::Cache<u64, Arc<Located>>,
     /// Reads that go past the cache, because its disk is full.
-    pub past_cache: Semaphore,
+    pub past_cache: Arc<PastCache>,
     pub at_origin: AtOrigin,
     pub kept: Kept,
     /// Cancelled by Erase.
@@ -120,8 +121,6 @@ pub(crate) struct Located {
 
 /// Files whose place in the catalog is remembered, half a KiB each: as many as the readers of a few nodes have open.
 const LOCATED: usize = 1024;
-/// Reads past the cache at the same time, 4 MiB each.
-const PAST_CACHE: usize = 16;
 
 /// KiB of what may be in flight that may be in flight ahead of reads: five eighths, and at least the one chunk without which nothing
 /// would ever be fetched ahead.
@@ -182,7 +181,7 @@ impl Worker {
             writing: tokio::sync::Mutex::new(()),
             serving: Serving::default(),
             located: quick_cache::sync::Cache::new(LOCATED),
-            past_cache: Semaphore::new(PAST_CACHE),
+            past_cache: Arc::default(),
             at_origin: AtOrigin::default(),
             kept: Kept::default(),
             erased: CancellationToken::new(),

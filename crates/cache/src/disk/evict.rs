@@ -37,16 +37,31 @@ impl<E: std::error::Error + Clone + Send + Sync + 'static> Disk<E> {
         tracing::debug!(key = %object.key, need, freed = made?, "made room");
         self.find(object, part, wanted)
     }
+
+    /// Removes complete files that `may_go` names, copies first, then what was not used for longest, until so many bytes are free or
+    /// there are no more. Gives the bytes freed.
+    ///
+    /// # Errors
+    /// None but a task that panics.
+    pub async fn make_room(&self, need: u64, may_go: impl Fn(&ObjectKey) -> bool + Send + 'static) -> Result<u64, CacheError> {
+        let inner = Arc::clone(&self.inner);
+        blocking("make room in", &self.inner.dir, move || Ok(inner.make_room_of(need, Wanted::Neighbour, may_go))).await
+    }
 }
 
 impl<E: std::error::Error + Clone + Send + Sync + 'static> Inner<E> {
     /// Removes files until so many bytes are free, or none if that cannot be; for neighbours, as many as can be. Gives the bytes
     /// freed. Blocks.
     pub(super) fn make_room(&self, need: u64, wanted: Wanted) -> u64 {
+        self.make_room_of(need, wanted, |_| true)
+    }
+
+    /// The same, of files that `may_go` names.
+    fn make_room_of(&self, need: u64, wanted: Wanted, may_go: impl Fn(&ObjectKey) -> bool) -> u64 {
         let mut freed = 0;
         for _ in 0..ROUNDS {
             let left = need - freed;
-            let chosen = self.index.lock().choose(left, wanted);
+            let chosen = self.index.lock().choose(left, wanted, &may_go);
             let enough = wanted == Wanted::Neighbour || chosen.iter().map(|c| c.1).sum::<u64>() >= left;
             if left == 0 || !enough {
                 break;

@@ -478,6 +478,37 @@ async fn copies_make_room_for_the_share_and_never_the_other_way_round() {
 }
 
 #[tokio::test]
+async fn of_the_files_that_are_named_as_many_go_as_make_enough_room_and_none_that_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = open(dir.path());
+        for n in 1..=5 {
+            cache.fill(&own(n, 10), 1, counted(&Arc::default())).await.unwrap();
+        }
+    }
+    let cache = open(dir.path());
+    let open_one = cache.open_complete(&key(2)).await.unwrap();
+    let here = |cache: &Disk<Broken>| (1..=5).filter(|n| cache.contains(&key(*n))).collect::<Vec<_>>();
+    let may_go = |k: &ObjectKey| (2..=4).any(|n| *k == key(n));
+    assert_eq!(cache.make_room(11, may_go).await.unwrap(), 11);
+    assert_eq!(here(&cache), [1, 2, 5]);
+    assert_eq!(cache.make_room(11, may_go).await.unwrap(), 0);
+    drop(open_one);
+    assert_eq!(cache.make_room(11, may_go).await.unwrap(), 10);
+    assert_eq!((here(&cache), cache.evicted_files()), (vec![1, 5], 3));
+}
+
+#[tokio::test]
+async fn of_files_that_are_to_stay_if_they_are_complete_unfinished_ones_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.fill(&own(1, 10), 1, counted(&Arc::default())).await.unwrap();
+    cache.read_range(&own(2, 2 * CHUNK), 0..1, counted(&Arc::default())).await.unwrap();
+    assert_eq!(cache.retain(|_| Stay::Complete).await.unwrap(), 1);
+    assert_eq!(cache.usage(), Usage { files: 1, bytes: 10, fill_bytes: 0, part_bytes: 0 });
+}
+
+#[tokio::test]
 async fn files_of_an_earlier_process_make_room_for_reads_unless_they_are_open() {
     let checked = async |cache: Disk<Broken>| cache.open_complete(&key(1)).await;
     stays_while_it_is_open(checked).await;

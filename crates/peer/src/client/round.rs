@@ -21,6 +21,8 @@ use tokio::time::Instant;
 
 /// Answers with an origin failure after which a round ends: more nodes asking the same broken origin help nobody.
 const ORIGIN_FAILURES: usize = 2;
+/// Members that the origin denies the object after which a round ends: all have the same keys, but one may not have the newest.
+const ORIGIN_DENIALS: usize = 2;
 /// Members that refuse this process after which the read ends: all of them judge by the same rules, but one may have lost its own
 /// certificate.
 const DENIALS: usize = 2;
@@ -59,6 +61,7 @@ pub(super) struct Round<'a> {
     changed: Option<String>,
     old_copy_asks: usize,
     origin_failures: usize,
+    origin_denials: Vec<String>,
     /// Members that did not give the bytes, and what those of them said that refuse this process.
     failures: usize,
     denials: Vec<String>,
@@ -108,6 +111,7 @@ impl<'a> Round<'a> {
             changed: None,
             old_copy_asks: 0,
             origin_failures: 0,
+            origin_denials: Vec::new(),
             failures: 0,
             denials: Vec::new(),
             later: false,
@@ -172,12 +176,17 @@ impl<'a> Round<'a> {
             }
         }
         let key = self.object.key.to_string();
-        match self.changed {
-            Some(detail) => Some(Err(ReadError::Changed { key, detail })),
-            // Who could not be asked may allow it.
-            None if self.denials.len() < self.failures.min(DENIALS) => None,
-            None => self.denials.pop().map(|detail| Err(ReadError::Denied { key, detail })),
+        if let Some(detail) = self.changed {
+            return Some(Err(ReadError::Changed { key, detail }));
         }
+        if let Some(detail) = self.origin_denials.pop() {
+            return Some(Err(ReadError::OriginDenied { key, detail }));
+        }
+        // Who could not be asked may allow it.
+        if self.denials.len() < self.failures.min(DENIALS) {
+            return None;
+        }
+        self.denials.pop().map(|detail| Err(ReadError::Denied { key, detail }))
     }
 
     fn len(&self) -> u64 {
@@ -275,6 +284,7 @@ impl<'a> Round<'a> {
                     }
                     StatusCode::CONFLICT => self.changed = self.changed.take().or(Some(text)),
                     StatusCode::BAD_GATEWAY => self.origin_failures += 1,
+                    StatusCode::FAILED_DEPENDENCY => self.origin_denials.push(text),
                     // Whoever else is asked would ask the origin for the same bytes.
                     StatusCode::GATEWAY_TIMEOUT => self.later = self.changed.is_none() && self.waits_for(place),
                     StatusCode::FORBIDDEN => self.denials.push(text),
@@ -285,7 +295,11 @@ impl<'a> Round<'a> {
         if self.changed.is_some() {
             self.old_copy_asks += 1;
         }
-        if self.origin_failures >= ORIGIN_FAILURES || self.denials.len() >= DENIALS || self.old_copy_asks > OLD_COPY_ASKS {
+        if self.origin_failures >= ORIGIN_FAILURES
+            || self.origin_denials.len() >= ORIGIN_DENIALS
+            || self.denials.len() >= DENIALS
+            || self.old_copy_asks > OLD_COPY_ASKS
+        {
             self.next = self.candidates.len();
         }
         if self.waits_for(place) {

@@ -374,6 +374,37 @@ async fn a_broken_origin_is_asked_through_two_workers_a_round_and_the_time_is_bo
 }
 
 #[tokio::test]
+async fn what_the_origin_denies_is_asked_of_two_workers_and_once_more() {
+    let cluster = Cluster::start().await;
+    let order = cluster.order();
+    let denied = || Way::Refuses(Refusal::OriginDenied("read s3://b/p: 403".into()));
+    for node in &order {
+        cluster.way(node, denied());
+    }
+    let started = Instant::now();
+    let e = cluster.read(0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::OriginDenied { detail, .. } if detail.contains("s3://b/p")), "{e}");
+    assert!(started.elapsed() < DENIED_PAUSE * 2, "{:?}", started.elapsed());
+    assert_eq!([0, 1, 2].map(|n| cluster.asked(&order[n]).len()), [2, 2, 0]);
+    // One that is let in is enough.
+    cluster.way(&order[1], Way::File);
+    assert_eq!(cluster.read(0..9).await.unwrap().node, order[1]);
+    assert_eq!(cluster.asked(&order[0]).len(), 1);
+    // Or that is let in soon.
+    cluster.way(&order[1], denied());
+    let soon = async {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while cluster.workers[&order[0]].0.asked.lock().is_empty() {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.way(&order[0], Way::File);
+    };
+    let (got, ()) = tokio::join!(cluster.read(0..9), soon);
+    assert!(order[..2].contains(&got.unwrap().node));
+}
+
+#[tokio::test]
 async fn who_says_later_is_asked_again_and_nobody_else_is() {
     let cluster = Cluster::start().await;
     let order = cluster.order();

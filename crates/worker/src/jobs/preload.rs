@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod speed;
+mod stays;
 
 pub(crate) use bandwidth::Bandwidth;
 pub(crate) use speed::Speed;
@@ -16,12 +17,12 @@ use crate::{
     worker::{Located, Worker, locate},
 };
 use futures::StreamExt as _;
-use larder_cache::{CHUNK, CacheError, Keep, Object, ReadError, Stay};
-use larder_core::{catalog::CatalogError, key::ObjectKey, placement::Members};
+use larder_cache::{CHUNK, CacheError, Keep, Object, ReadError};
+use larder_core::{catalog::CatalogError, placement::Members};
 use larder_origin::{Error as OriginError, Globs, Lane};
 use larder_proto::control::v1::{Phase, Problem};
+use stays::Stays;
 use std::{
-    collections::{HashMap, HashSet},
     ops::{ControlFlow, Range},
     sync::{
         Arc,
@@ -330,15 +331,20 @@ struct Share {
 }
 
 impl Share {
-    /// Walks the share until told to stop. Blocks.
+    /// Walks what of the share is to be preloaded until told to stop. Blocks.
     fn walk(&self, mut each: impl FnMut(Part) -> ControlFlow<()>) -> Result<(), CatalogError> {
+        self.walk_all(|part, named| if named { each(part) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Walks all of the share, and says what of it is to be preloaded. Blocks.
+    fn walk_all(&self, mut each: impl FnMut(Part, bool) -> ControlFlow<()>) -> Result<(), CatalogError> {
         for index in self.catalog.file_indices() {
             let Some(at) = locate(&self.catalog, index?)?.map(Arc::new) else { continue };
             let is_stripe = self.members.is_striped(at.size);
             let place = |range: &Range<u64>| self.members.place(&at.key, range.start);
             let held = |range: &Range<u64>| self.members.holds(&place(range), &self.worker.node, self.replicas);
             for range in self.members.stripes(at.size).filter(held) {
-                if self.paths.admit(&at.path) && each(Part { at: Arc::clone(&at), range, is_stripe }).is_break() {
+                if each(Part { at: Arc::clone(&at), range, is_stripe }, self.paths.admit(&at.path)).is_break() {
                     return Ok(());
                 }
             }
@@ -377,18 +383,34 @@ impl Share {
         measured.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))
     }
 
-    /// Is there room for what is missing, once what nobody owns has made some? Else what is lacking.
+    /// Is there room for what is missing, once others have made some: files and stripes that are not in the share, which are of older
+    /// snapshots or copies; then, as much as is still lacking, the share's own that are not named? Else what is lacking.
     async fn fit(&self, progress: &Progress) -> Result<Option<Problem>, Problem> {
         let total = progress.bytes_total.load(Relaxed);
         let missing = total.saturating_sub(progress.bytes_done.load(Relaxed));
-        if missing <= self.room().await? {
+        let mut room = self.room().await?;
+        if missing <= room {
             return Ok(None);
         }
-        let files = self.make_room().await?;
+        let (cache, stays) = (&self.worker.cache, Arc::new(self.stays().await?));
+        let failed = |e: CacheError| cache_problem(&e);
+        let files = cache.retain(|key| stays.of_the_share(key)).await.map_err(failed)?;
         if files > 0 {
             tracing::info!(files, "removed files that are not in this node's share of the snapshot, for those that are");
         }
-        let room = self.room().await?;
+        room = self.room().await?;
+        if missing > room && stays.some_are_not_named() {
+            let of = Arc::clone(&stays);
+            let mut bytes = cache.make_room(missing - room, move |key| !of.is_named(key)).await.map_err(failed)?;
+            room = self.room().await?;
+            if missing > room {
+                // Of large files it is not known which of their stripes were used when.
+                cache.retain(|key| stays.named(key)).await.map_err(failed)?;
+                let before = std::mem::replace(&mut room, self.room().await?);
+                bytes += room.saturating_sub(before);
+            }
+            tracing::info!(bytes, "removed files that spec.preload.paths does not name, for those that it names");
+        }
         Ok((missing > room).then(|| {
             let text = format!(
                 "the share to preload is {total} bytes, {missing} of them are missing and {room} have room in {} (quota {}); raise spec.cache.tiers[].quota, free space on this disk, add nodes, or name less in spec.preload.paths; what does not fit is read on demand",
@@ -446,29 +468,17 @@ impl Share {
         })
     }
 
-    /// Removes files and stripes that are not in the share: of older snapshots, and copies made as a stand-in. A complete file of which
-    /// a stripe is in the share stays: someone may read it past the cache.
-    async fn make_room(&self) -> Result<u64, Problem> {
+    async fn stays(&self) -> Result<Stays, Problem> {
         let share = self.clone();
         let walked = tokio::task::spawn_blocking(move || {
-            let (mut whole, mut striped) = (HashSet::new(), HashMap::<ObjectKey, Vec<Range<u64>>>::new());
-            share.walk(|part| {
-                if part.is_stripe {
-                    striped.entry(part.at.key).or_default().push(part.range);
-                } else {
-                    whole.insert(part.at.key);
-                }
+            let mut stays = Stays::default();
+            share.walk_all(|part, named| {
+                stays.add(part, named);
                 ControlFlow::Continue(())
             })?;
-            Ok((whole, striped))
+            Ok(stays)
         });
-        let walked = walked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
-        let (whole, striped) = walked.map_err(|e| unusable(self, &e))?;
-        let of = |key: &ObjectKey| match striped.get(key) {
-            Some(parts) => Stay::Parts(parts.clone()),
-            None => whole.contains(key).into(),
-        };
-        self.worker.cache.retain(of).await.map_err(|e| cache_problem(&e))
+        walked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map_err(|e| unusable(self, &e))
     }
 
     /// A fresh count that keeps saying what the last one ended with, until it ends itself.

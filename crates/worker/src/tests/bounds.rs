@@ -37,6 +37,22 @@ async fn an_origin_that_is_slower_than_a_first_byte_may_be_is_asked_for_it_once(
     assert_eq!(server.seen().gets, before + 1);
 }
 
+/// No disk keeps what is fetched: a fetch goes on all the same while who waits for it asks again, and is of all who ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn such_an_origin_is_asked_once_also_for_what_goes_past_the_cache() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let cluster = Cluster::start(1).await;
+    let snapshot = cluster.take(&server, pb::Config { quota_bytes: 1, ..orders(&server) }).await;
+    let index = cluster.catalog(&snapshot).lookup(0, "big 2 +%#é.bin").unwrap().unwrap();
+    let before = server.seen().gets;
+    server.faults(|f| f.delay = FIRST_BYTE + Duration::from_secs(1));
+    let read = || cluster.read(&snapshot, index, 0..4 << 20);
+    let (one, other) = tokio::join!(read(), read());
+    assert!([one, other].iter().all(|got| got.as_ref().unwrap().bytes == files["big 2 +%#é.bin"]));
+    assert_eq!((server.seen().gets, cluster.nodes[0].status().await.cached_files), (before + 1, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mounts_that_keep_connections_do_not_take_them_from_others() {
     let cluster = Cluster::start(1).await;

@@ -1,9 +1,14 @@
 //! Origins: their credentials, and what they do not give.
 
-use super::harness::{Cluster, dataset, orders, read_all, size};
+use super::harness::{Cluster, UID, dataset, eventually, orders, read_all, size};
+use crate::embedded::{Embedded, Options};
 use bytes::Bytes;
-use larder_origin::testing::{FakeS3, Fault};
-use larder_peer::ReadError;
+use larder_cache::Floor;
+use larder_origin::{
+    Access, Credentials,
+    testing::{FakeS3, Fault},
+};
+use larder_peer::{ObjectRef, ReadError};
 use larder_proto::control::v1::{self as pb, Phase};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -122,6 +127,99 @@ async fn files_that_cannot_be_had_are_named_and_stop_no_other() {
     server.faults(|f| f.keys.clear());
     node.preloaded().await;
     read_all(&cluster, &snapshot, &files).await;
+}
+
+/// Of a read that nothing will help.
+const SOON: Duration = Duration::from_secs(5);
+
+fn denies(path: &str) -> BTreeMap<String, Fault> {
+    [(format!("demo/{path}"), Fault::Status(403, "AccessDenied"))].into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_what_the_origin_denies_ends_soon_and_asks_it_seldom() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let (cluster, snapshot) = Cluster::with_snapshot(2, &server).await;
+    let index = |path| cluster.catalog(&snapshot).lookup(0, path).unwrap().unwrap();
+    server.faults(|f| f.keys = denies("big.bin"));
+    let before = server.seen().gets;
+    let began = std::time::Instant::now();
+    let e = cluster.read(&snapshot, index("big.bin"), 0..9).await.unwrap_err();
+    assert!(matches!(&e, ReadError::OriginDenied { detail, .. } if detail.contains("demo/big.bin")), "{e}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // Both nodes, twice; and a cache gives a chunk two fetches, as the first may be one that another reader began.
+    assert!(server.seen().gets - before <= 8, "{:?}", server.seen());
+    let beside = cluster.read(&snapshot, index("big 2 +%#é.bin"), 0..9).await.unwrap();
+    assert_eq!(beside.bytes, files["big 2 +%#é.bin"][..9]);
+    server.faults(|f| f.keys.clear());
+    assert_eq!(cluster.read(&snapshot, index("big.bin"), 0..9).await.unwrap().bytes, files["big.bin"][..9]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_does_one_of_a_worker_in_the_own_process() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let dir = tempfile::tempdir().unwrap();
+    let credentials = Some(Credentials::new(larder_origin::testing::ACCESS_KEY, "secret", None));
+    let options = Options {
+        dataset_uid: UID.into(),
+        dirs: vec![dir.path().join(UID)],
+        lock_wait: Duration::from_secs(3),
+        access: Access { credentials, ..Access::default() },
+        floor: Floor { percent: 0, at_least: 0 },
+        in_flight: 64 << 20,
+    };
+    let mut worker = Embedded::open(options).await.unwrap();
+    worker.configure(pb::Config { listing_id: "l1".into(), ..orders(&server) }).await.unwrap();
+    worker.start();
+    eventually("it is listed", async || worker.status().listing.is_some_and(|l| l.phase() == Phase::Succeeded)).await;
+    let snapshot = worker.status().listing.unwrap().snapshot;
+    worker.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await.unwrap();
+    let data = worker.data();
+    let catalog = data.catalog(&snapshot).unwrap();
+    let read = |path: &'static str, range: std::ops::Range<u64>| {
+        let (data, catalog, snapshot) = (&data, &catalog, &snapshot);
+        async move {
+            let index = catalog.lookup(0, path).unwrap().unwrap();
+            let key = catalog.object_key(index).unwrap();
+            let object = ObjectRef { dataset_uid: UID, snapshot, inode: index + 1, key };
+            data.read(&object, range, tokio::time::Instant::now() + Duration::from_secs(30)).await
+        }
+    };
+    // The first chunk is here before the rest is denied.
+    read("big.bin", 0..9).await.unwrap();
+    server.faults(|f| f.keys = denies("big.bin"));
+    for range in [8 << 20..9 << 20, (4 << 20) - 9..(4 << 20) + 9] {
+        let (began, before) = (std::time::Instant::now(), server.seen().gets);
+        let e = read("big.bin", range).await.unwrap_err();
+        assert!(matches!(&e, ReadError::OriginDenied { detail, .. } if detail.contains("demo/big.bin")), "{e}");
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert!(server.seen().gets - before <= 4, "{:?}", server.seen());
+    }
+    assert_eq!(read("big 2 +%#é.bin", 0..9).await.unwrap().1, files["big 2 +%#é.bin"][..9]);
+    worker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_waits_for_keys_that_are_on_their_way() {
+    let server = FakeS3::start().await;
+    let files = dataset(&server);
+    let (cluster, snapshot) = Cluster::with_snapshot(1, &server).await;
+    let node = &cluster.nodes[0];
+    server.faults(|f| f.keys = denies("big.bin"));
+    let mut config = pb::Config { snapshot: snapshot.clone(), ..orders(&server) };
+    config.source.as_mut().unwrap().credentials_generation = "2".into();
+    node.configure(config).await;
+    let index = cluster.catalog(&snapshot).lookup(0, "big.bin").unwrap().unwrap();
+    let come = async {
+        // What is denied for good has ended by then.
+        tokio::time::sleep(larder_peer::DENIED_PAUSE * 3).await;
+        server.faults(|f| f.keys.clear());
+        node.mount_credentials(larder_origin::testing::ACCESS_KEY, "2");
+    };
+    let (read, ()) = tokio::join!(cluster.read(&snapshot, index, 0..9), come);
+    assert_eq!(read.unwrap().bytes, files["big.bin"][..9]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

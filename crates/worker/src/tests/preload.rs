@@ -134,6 +134,48 @@ async fn only_the_paths_that_are_named_are_preloaded_and_the_rest_is_read_on_dem
     read_all(&cluster, &snapshot, &files).await;
 }
 
+/// Lacking a byte, a preload of some paths takes no more from what is only read on demand than it needs; nothing, while files of an
+/// older snapshot will do.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_not_named_make_room_for_those_that_are_as_much_as_is_lacking() {
+    for older in [0, 2000] {
+        let server = FakeS3::start().await;
+        let files = dataset(&server);
+        let cluster = Cluster::start(1).await;
+        let node = &cluster.nodes[0];
+        if older > 0 {
+            server.put("demo/older", vec![1; older]);
+            let snapshot = node.list(&server).await;
+            node.configure(pb::Config { snapshot: snapshot.clone(), ..orders(&server) }).await;
+            let index = cluster.catalog(&snapshot).lookup(0, "older").unwrap().unwrap();
+            cluster.read(&snapshot, index, 0..9).await.unwrap();
+            server.delete("demo/older");
+        }
+        let config = pb::Config { listing_id: "l2".into(), ..orders(&server) };
+        node.configure(config.clone()).await;
+        let snapshot = node.until(|s| s.listing.filter(|l| l.id == "l2" && l.phase() == Phase::Succeeded)).await.snapshot;
+        let config = pb::Config { snapshot: snapshot.clone(), ..config };
+        node.configure(config.clone()).await;
+        let catalog = cluster.catalog(&snapshot);
+        let (mut warm, mut count) = (0, 0);
+        for index in catalog.file_indices().map(Result::unwrap) {
+            let path = catalog.path(index).unwrap();
+            if path.starts_with("train/") {
+                cluster.read(&snapshot, index, 0..9).await.unwrap();
+                (warm, count) = (warm + files[&path].len() as u64, count + 1);
+            }
+        }
+        let named = "big 2 +%#é.bin";
+        let here = warm + older as u64;
+        node.until(|s| (s.cached_bytes == here).then_some(())).await;
+        let (quota_bytes, preload_paths) = (here + files[named].len() as u64 - 1, vec![named.to_owned()]);
+        node.configure(pb::Config { preload: true, preload_paths, quota_bytes, ..config }).await;
+        node.preloaded().await;
+        let here = node.status().await.cached_files;
+        assert_eq!(here, if older > 0 { count + 1 } else { count }, "{older}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preload_keeps_to_its_bandwidth_says_when_it_ends_and_makes_no_reader_wait() {
     let server = FakeS3::start().await;
