@@ -302,8 +302,9 @@ async fn a_target_shows_the_same_snapshot_whatever_restarts() {
     assert_eq!(lab.read(&new, "dir/second").await.unwrap(), lab.content("dir/second"));
     // As after a reboot: the folders are there, the mounts are not, and the API server is not back yet.
     for target in [&old, &new] {
-        for _ in 0..2 {
-            nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let superblock = lab.superblock(&lab.layers(target)[1].source);
+        for mounted in [target, target, &superblock] {
+            nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH).unwrap();
         }
     }
     lab.lose_dataset();
