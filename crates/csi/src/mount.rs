@@ -12,6 +12,7 @@ use nix::{
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{Mode, SFlag, fstatat, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
 };
 use std::{
     ffi::OsStr,
@@ -67,6 +68,12 @@ pub(crate) fn top_in<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
 /// Is it the superblock of this identity, or a bind mount of it?
 pub(crate) fn is_identity(mount: &Mount, identity: &str) -> bool {
     mount.fs_type == FS_TYPE && mount.source == identity
+}
+
+/// Is a superblock seen elsewhere than at its own place, by a pod?
+pub(crate) fn is_shown(layout: &Layout, identity: &str) -> Result<bool, MountError> {
+    let by_pod = |m: &Mount| m.target.starts_with(layout.kubelet()) && m.target != layout.superblock(identity);
+    Ok(table()?.iter().any(|m| is_identity(m, identity) && by_pod(m)))
 }
 
 /// Mounts a new superblock and gives the descriptor to serve it with. A dead one that was there must have been unmounted.
@@ -128,9 +135,7 @@ pub(crate) fn obstacle(layout: &Layout, target: &Path) -> Result<Option<&'static
     if top_in(&table, target).is_some() {
         return Ok(None);
     }
-    // What may hang is not looked into.
-    let ours = |m: &Mount| m.target.starts_with(layout.kubelet()) && m.target != layout.kubelet();
-    if table.iter().any(|m| ours(m) && m.fs_type.starts_with("fuse") && target.starts_with(&m.target)) {
+    if may_hang(&table, layout, target) {
         return Ok(Some("lies in a mount of FUSE; give one in a folder of the kubelet's own"));
     }
     let (folder, name) = match open_parent(layout, target) {
@@ -145,6 +150,12 @@ pub(crate) fn obstacle(layout: &Layout, target: &Path) -> Result<Option<&'static
         Ok(_) => Ok(Some("is a file or a symbolic link; remove it")),
         Err(e) => Err(MountError::Path { path: target.to_owned(), source: e.into() }),
     }
+}
+
+/// Does the path lead into a mount of FUSE? What may hang is not looked into.
+fn may_hang(table: &[Mount], layout: &Layout, path: &Path) -> bool {
+    let within = |m: &Mount| m.target != layout.kubelet() && m.target != path && path.starts_with(&m.target);
+    table.iter().any(|m| m.target.starts_with(layout.kubelet()) && within(m) && m.fs_type.starts_with("fuse"))
 }
 
 /// The folder of a target, reached from the kubelet's without links, and the target's name in it.
@@ -175,7 +186,30 @@ pub(crate) fn unmount_all(path: &Path) -> Result<(), MountError> {
     Err(MountError::Layers(path.to_owned()))
 }
 
-/// Removes what is at a path where nothing is mounted any more: an empty folder, a file, or a link; never what is in it.
+/// Takes off everything that is mounted at a target and removes what is there then: an empty folder, a file, or a link; never what is in
+/// it. Does nothing where no target can be: through a link or a file, in a mount of FUSE, in a folder that is not there.
+pub(crate) fn clear_target(layout: &Layout, target: &Path) -> Result<(), MountError> {
+    if may_hang(&table()?, layout, target) {
+        return Ok(());
+    }
+    let parent = open_parent(layout, target);
+    if let Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) = parent {
+        return Ok(());
+    }
+    unmount_all(target)?;
+    let wrap = |e: Errno| MountError::Remove { path: target.to_owned(), source: e.into() };
+    let (folder, name) = parent.map_err(wrap)?;
+    let removed = match unlinkat(&folder, name, UnlinkatFlags::RemoveDir) {
+        Err(Errno::ENOTDIR) => unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir),
+        removed => removed,
+    };
+    match removed {
+        Err(Errno::ENOENT) => Ok(()),
+        removed => removed.map_err(wrap),
+    }
+}
+
+/// Removes what is at a path of the driver's own where nothing is mounted any more: an empty folder, a file, or a link.
 pub(crate) fn remove(path: &Path) -> Result<(), MountError> {
     let wrap = |source| MountError::Remove { path: path.to_owned(), source };
     let removed = match fs::symlink_metadata(path) {
@@ -230,18 +264,38 @@ mod tests {
     #[test]
     fn removing_takes_what_is_there_and_nothing_in_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        remove(&path).unwrap();
-        fs::write(&path, "").unwrap();
-        remove(&path).unwrap();
-        std::os::unix::fs::symlink("/etc", &path).unwrap();
-        remove(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("data"), "keep").unwrap();
-        assert!(matches!(remove(&path), Err(MountError::Remove { .. })));
-        assert_eq!(fs::read(path.join("data")).unwrap(), b"keep");
-        remove(&path.join("data")).unwrap();
-        remove(&path).unwrap();
-        assert!(!path.exists());
+        let layout = Layout::new(dir.path());
+        fs::create_dir(dir.path().join("pods")).unwrap();
+        let path = dir.path().join("pods/x");
+        let ways: [&dyn Fn(&Path) -> Result<(), MountError>; 2] = [&remove, &|path| clear_target(&layout, path)];
+        for remove in ways {
+            remove(&path).unwrap();
+            remove(&path.join("y")).unwrap();
+            fs::write(&path, "").unwrap();
+            remove(&path.join("y")).unwrap();
+            remove(&path).unwrap();
+            std::os::unix::fs::symlink("/etc", &path).unwrap();
+            remove(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("data"), "keep").unwrap();
+            assert!(matches!(remove(&path), Err(MountError::Remove { .. })));
+            assert_eq!(fs::read(path.join("data")).unwrap(), b"keep");
+            remove(&path.join("data")).unwrap();
+            remove(&path).unwrap();
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn nothing_is_removed_through_a_link() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(dir.path().join("pods")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("pods/link")).unwrap();
+        fs::write(outside.path().join("file"), "keep").unwrap();
+        fs::create_dir(outside.path().join("folder")).unwrap();
+        for name in ["file", "folder", "folder/x"] {
+            clear_target(&Layout::new(dir.path()), &dir.path().join("pods/link").join(name)).unwrap();
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 2);
     }
 }

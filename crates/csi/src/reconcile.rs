@@ -4,7 +4,6 @@ use crate::{
     layout::Layout,
     mount::{self, MountError},
     node::Plugin,
-    records::RecordError,
     state::Record,
 };
 use larder_fuse::{device::FS_TYPE, mountinfo::Mount};
@@ -19,8 +18,6 @@ use std::{
 pub(crate) enum ReconcileError {
     #[error(transparent)]
     Mount(#[from] MountError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
     #[error("list superblocks in {}: {source}", folder.display())]
     Superblocks { folder: PathBuf, source: io::Error },
 }
@@ -41,14 +38,14 @@ pub(crate) fn reconcile(plugin: &Plugin) -> Result<(), ReconcileError> {
     let plan = plan(&plugin.state.all(), &table, &plugin.layout, &folders, exists);
     for (identity, target) in &plan.forget {
         tracing::info!(identity, target = %target.display(), "target is gone; forgetting it");
-        plugin.state.remove_target(identity, target)?;
+        plugin.state.remove_target(identity, target);
     }
     for identity in &plan.release {
         tracing::info!(identity, "superblock has no target; unmounting it");
         let path = plugin.layout.superblock(identity);
         mount::unmount_all(&path)?;
         mount::remove(&path)?;
-        plugin.state.remove(identity)?;
+        plugin.state.remove(identity);
     }
     Ok(())
 }

@@ -68,7 +68,11 @@ impl Records {
         let path = self.path(name);
         let encoded = serde_json::to_vec(record).map_err(io::Error::from);
         let written = encoded.and_then(|bytes| replace(&path, &bytes, Readers::Usual, PowerLoss::KeepsNew));
-        written.map_err(|source| RecordError::Write { path, source })
+        written.map_err(|source| {
+            // Half a file, on a disk that may be full.
+            let _ = fs::remove_file(path.with_extension("part"));
+            RecordError::Write { path, source }
+        })
     }
 
     /// Does nothing when there is none.

@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long, env = "LARDER_ABORT_SECONDS", default_value_t = 120)]
     pub abort_seconds: u64,
     /// Address of the admin port
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::NODE_ADMIN_PORT)))]
+    #[arg(long, default_value_t = larder_telemetry::listen::any(names::NODE_ADMIN_PORT))]
     pub admin_addr: SocketAddr,
 }
 

@@ -1,7 +1,8 @@
 //! State records: which target shows which snapshot, one file per mount identity.
 //!
 //! A record is written before the mount is made and shrinks after it is gone, so that after a crash it names at least what is
-//! mounted. It pins the snapshot: a target that was published once shows the same data after a restart of anything.
+//! mounted. It pins the snapshot: a target that was published once shows the same data after a restart of anything. That a file names
+//! too much does no harm, so no pod waits for one to shrink: what a full disk does not take is written later.
 
 use crate::records::{RecordError, Records};
 use larder_core::names;
@@ -120,13 +121,15 @@ impl Record {
 pub(crate) struct State {
     files: Records,
     records: Mutex<BTreeMap<String, Record>>,
+    /// Identities whose files name more than memory does. Locked after `records`.
+    behind: Mutex<BTreeSet<String>>,
 }
 
 impl State {
     /// Mounts of a record that cannot be read stay, and are nobody's. One of a later format is an error.
     pub(crate) fn open(folder: &Path) -> Result<Self, RecordError> {
         let (files, records) = Records::open(folder, VERSION, Record::is_sound)?;
-        Ok(Self { files, records: Mutex::new(records) })
+        Ok(Self { files, records: Mutex::new(records), behind: Mutex::default() })
     }
 
     pub(crate) fn all(&self) -> Vec<Record> {
@@ -169,30 +172,57 @@ impl State {
         new.terms.insert(target.to_owned(), terms.clone());
         new.pods.extend(pod.map(|pod| (target.to_owned(), pod.clone())));
         self.files.write(new.identity(), &new)?;
+        self.behind.lock().remove(new.identity());
         records.insert(new.identity().to_owned(), new.clone());
         Ok(new)
     }
 
-    /// Takes a target out and gives what is left of the record.
-    pub(crate) fn remove_target(&self, identity: &str, target: &Path) -> Result<Option<Record>, RecordError> {
+    /// Takes a target out and gives what is left of the record. The file of the last one stays until [`State::remove`].
+    pub(crate) fn remove_target(&self, identity: &str, target: &Path) -> Option<Record> {
         let mut records = self.records.lock();
-        let Some(mut record) = records.get(identity).cloned() else { return Ok(None) };
+        let record = records.get_mut(identity)?;
         if record.targets.remove(target) {
             record.volumes.remove(target);
             record.terms.remove(target);
             record.pods.remove(target);
-            self.files.write(identity, &record)?;
-            records.insert(identity.to_owned(), record.clone());
+            if !record.targets.is_empty() {
+                self.shrink(identity, Some(record));
+            }
         }
-        Ok(Some(record))
+        Some(record.clone())
     }
 
     /// Forgets an identity that is shown nowhere and whose superblock is gone.
-    pub(crate) fn remove(&self, identity: &str) -> Result<(), RecordError> {
+    pub(crate) fn remove(&self, identity: &str) {
         let mut records = self.records.lock();
-        self.files.remove(identity)?;
         records.remove(identity);
-        Ok(())
+        self.shrink(identity, None);
+    }
+
+    /// Has another try at files that could not be changed.
+    pub(crate) fn catch_up(&self) {
+        let records = self.records.lock();
+        let behind = self.behind.lock().clone();
+        for identity in behind {
+            self.shrink(&identity, records.get(&identity).filter(|record| !record.targets.is_empty()));
+        }
+    }
+
+    /// Makes the file of an identity what is left of its record.
+    fn shrink(&self, identity: &str, left: Option<&Record>) {
+        let done = match left {
+            Some(record) => self.files.write(identity, record),
+            None => self.files.remove(identity),
+        };
+        let mut behind = self.behind.lock();
+        match done {
+            Ok(()) => drop(behind.remove(identity)),
+            Err(error) => {
+                if behind.insert(identity.to_owned()) {
+                    tracing::error!(identity, %error, "a record names targets that are gone; changing it later");
+                }
+            }
+        }
     }
 }
 
@@ -249,12 +279,40 @@ mod tests {
         assert_eq!(again.by_target(Path::new("/t/2")).unwrap().identity(), a.identity());
         assert_eq!(again.by_target(Path::new("/t/3")).unwrap().mount, b.mount);
         assert!(again.by_target(Path::new("/t")).is_none());
-        assert_eq!(again.remove_target(a.identity(), Path::new("/t/1")).unwrap().unwrap().targets.len(), 1);
-        assert!(again.remove_target(a.identity(), Path::new("/t/2")).unwrap().unwrap().targets.is_empty());
-        again.remove(a.identity()).unwrap();
-        again.remove(a.identity()).unwrap();
+        assert_eq!(again.remove_target(a.identity(), Path::new("/t/1")).unwrap().targets.len(), 1);
+        assert!(again.remove_target(a.identity(), Path::new("/t/2")).unwrap().targets.is_empty());
+        again.remove(a.identity());
+        again.remove(a.identity());
         assert_eq!(State::open(dir.path()).unwrap().all(), again.all());
         assert_eq!(again.all().len(), 1);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_shrinks_all_the_same_and_its_file_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = mk_record('a');
+        let state = State::open(dir.path()).unwrap();
+        for target in ["/t/1", "/t/2", "/t/3"] {
+            state.add_target(&record, Path::new(target), VOLUME, &shared(), None).unwrap();
+        }
+        // In the way of the next file, as a full disk is.
+        let part = dir.path().join(format!("{}.part", record.identity()));
+        fs::create_dir(&part).unwrap();
+        let in_file = || State::open(dir.path()).unwrap().all().first().map_or(0, |record| record.targets.len());
+        assert_eq!(state.remove_target(record.identity(), Path::new("/t/1")).unwrap().targets.len(), 2);
+        assert!(state.by_target(Path::new("/t/1")).is_none());
+        state.catch_up();
+        assert_eq!(in_file(), 3);
+        fs::remove_dir(&part).unwrap();
+        state.catch_up();
+        assert_eq!(in_file(), 2);
+        // The last one needs no room.
+        fs::create_dir(&part).unwrap();
+        state.remove_target(record.identity(), Path::new("/t/2")).unwrap();
+        assert!(state.remove_target(record.identity(), Path::new("/t/3")).unwrap().targets.is_empty());
+        state.catch_up();
+        state.remove(record.identity());
+        assert_eq!(in_file(), 0);
     }
 
     #[test]

@@ -8,15 +8,19 @@ use crate::{
     mount,
     mounter::MounterError,
     node::Plugin,
-    probe::{Probe, Prober},
-    state::Record,
+    probe::{Device, Probe},
 };
 use larder_core::names;
-use larder_fuse::{control, fdpass::FdPassError};
+use larder_fuse::{
+    control::{self, ControlError},
+    device::FS_TYPE,
+    fdpass::FdPassError,
+    mountinfo::Mount,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -83,10 +87,10 @@ pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
     if limit < wanted {
         tracing::warn!(?kernel, ?limit, ?wanted, "the kernel's limit for requests is short; readers wait less for a mounter");
     }
-    // Not the plugin's own prober: a probe of this one's must not make a call of the kubelet fail.
-    let (mut waits, prober) = (Waits::default(), Prober::default());
+    let mut waits = Waits::default();
     loop {
         tokio::time::sleep(LOOK.min(limit)).await;
+        plugin.state.catch_up();
         let unserved = match unserved(plugin).await {
             Ok(unserved) => unserved,
             Err(error) => {
@@ -95,19 +99,31 @@ pub(crate) async fn watch(plugin: &Plugin, wanted: Duration) {
             }
         };
         plugin.ended.lock().retain(|connection| unserved.all.contains(connection));
-        for connection in waits.overdue(&unserved.waiting, Instant::now(), limit) {
-            let (identity, minor) = &connection;
-            tracing::error!(identity, minor, ?limit, "no mounter serves this mount and readers wait; ending it for them");
-            if let Err(error) = control::abort(*minor) {
-                tracing::error!(identity, %error, "end a mount that nobody serves");
+        for connection in end(waits.overdue(&unserved.waiting, Instant::now(), limit), limit, control::abort) {
+            if plugin.tell_ended(&connection, &format!("no mounter served it for {limit:?} while somebody read")) {
+                plugin.metrics.aborted.inc();
             }
-            plugin.metrics.aborted.inc();
-            plugin.tell_ended(&connection, &format!("no mounter served it for {limit:?} while somebody read"));
         }
-        for connection in &unserved.idle {
-            plugin.tell_if_dead(&prober, connection).await;
+        // One that is asked already says so when it has ended.
+        for connection in unserved.idle.iter().filter(|connection| !plugin.prober.is_under_way(device(connection))) {
+            plugin.tell_if_dead(connection).await;
         }
     }
+}
+
+/// Gives those that have been ended.
+fn end(overdue: Vec<Connection>, limit: Duration, abort: impl Fn(u32) -> Result<(), ControlError>) -> Vec<Connection> {
+    let mut ended = overdue;
+    ended.retain(|(identity, minor)| {
+        tracing::error!(identity, minor, ?limit, "no mounter serves this mount and readers wait; ending it for them");
+        abort(*minor).inspect_err(|error| tracing::error!(identity, %error, "end a mount that nobody serves")).is_ok()
+    });
+    ended
+}
+
+/// FUSE has no device of its own: the major number is 0.
+fn device((_, minor): &Connection) -> Device {
+    (0, *minor)
 }
 
 /// Connections that no mounter serves.
@@ -133,7 +149,7 @@ async fn unserved(plugin: &Plugin) -> Result<Unserved, WatchError> {
         Err(error) => return Err(error.into()),
     };
     let unserved = all.iter().filter(|(identity, _)| !served.as_ref().is_some_and(|served| served.contains(identity)));
-    let (waiting, idle): (_, BTreeSet<_>) = unserved.cloned().partition(|(_, minor)| is_waiting(*minor));
+    let (waiting, idle): (_, BTreeSet<_>) = unserved.cloned().partition(|connection| plugin.has_readers(connection));
     Ok(Unserved { waiting, idle: if served.is_some() { idle } else { BTreeSet::new() }, all })
 }
 
@@ -145,25 +161,26 @@ enum WatchError {
     Mounter(#[from] MounterError),
 }
 
-/// A connection of which nothing can be learnt is left alone.
-fn is_waiting(minor: u32) -> bool {
-    control::waiting(minor).inspect_err(|error| tracing::debug!(minor, %error, "requests of a connection")).is_ok_and(|n| n > 0)
+/// The superblocks at their own places. What is elsewhere may be of another driver folder on this machine.
+fn superblocks(table: &[Mount], folder: &Path) -> BTreeSet<Connection> {
+    let places = table.iter().filter(|m| m.target.parent() == Some(folder));
+    // The later of two is on top.
+    let tops: BTreeMap<&Path, &Mount> = places.map(|m| (m.target.as_path(), m)).collect();
+    let ours = tops.into_iter().filter(|(_, top)| top.fs_type == FS_TYPE);
+    ours.filter_map(|(place, top)| Some((place.file_name()?.to_str()?.to_owned(), top.device.1))).collect()
 }
 
 impl Plugin {
-    /// All superblocks there should be, as they are now.
+    /// Does somebody wait in it, other than this process? A connection of which nothing can be learnt is left alone.
+    fn has_readers(&self, connection: &Connection) -> bool {
+        let (_, minor) = connection;
+        let waiting = control::waiting(*minor).inspect_err(|error| tracing::debug!(minor, %error, "requests of a connection"));
+        waiting.is_ok_and(|waiting| waiting > u64::from(self.prober.is_under_way(device(connection))))
+    }
+
+    /// All superblocks there are, also of records that cannot be read.
     fn superblocks(&self) -> Result<BTreeSet<Connection>, mount::MountError> {
-        let records = self.state.all();
-        if records.is_empty() {
-            return Ok(BTreeSet::new());
-        }
-        // Once for all of them: on a node with many pods the table is long.
-        let table = mount::table()?;
-        let of = |record: &Record| {
-            let top = mount::top_in(&table, &self.layout.superblock(record.identity()))?;
-            Some((record.identity().to_owned(), top.device.1))
-        };
-        Ok(records.iter().filter_map(of).collect())
+        Ok(superblocks(&mount::table()?, &self.layout.superblocks()))
     }
 
     /// Tells of a mount that has ended while somebody can still know whose it was: its targets are about to go. The pod may have died of
@@ -180,43 +197,75 @@ impl Plugin {
             let superblocks =
                 superblocks.inspect_err(|error| tracing::warn!(identity, %error, "look whether a mount has ended"));
             let superblocks = superblocks.unwrap_or_default();
-            let connection = superblocks.iter().find(|(of, minor)| of == identity && !is_waiting(*minor));
+            let connection = superblocks.iter().find(|connection| connection.0 == identity && !self.has_readers(connection));
             if let Some(connection) = connection {
-                self.tell_if_dead(&Prober::default(), connection).await;
+                self.tell_if_dead(connection).await;
             }
         }
     }
 
     /// Nobody may be on the way who will serve it: the probe would wait in a mount that waits for its mounter.
-    async fn tell_if_dead(&self, prober: &Prober, connection: &Connection) {
+    async fn tell_if_dead(&self, connection: &Connection) {
         let (identity, minor) = connection;
         if self.ended.lock().contains(connection) {
             return;
         }
-        if let Probe::Dead = prober.probe((0, *minor), &self.layout.superblock(identity), DEAD).await {
+        if let Probe::Dead = self.prober.probe(device(connection), &self.layout.superblock(identity), DEAD).await {
             tracing::error!(identity, minor, "this mount has ended");
             self.tell_ended(connection, "mounter, keeper and node plugin were gone at one moment, or the kernel ended it");
         }
     }
 
-    /// Once. In the background: the next mount is not to wait for the API server.
-    fn tell_ended(&self, connection: &Connection, why: &str) {
+    /// Once, and says whether this was that time. In the background: the next mount is not to wait for the API server.
+    fn tell_ended(&self, connection: &Connection, why: &str) -> bool {
         if !self.ended.lock().insert(connection.clone()) {
-            return;
+            return false;
         }
         let (identity, minor) = connection;
-        let Some(record) = self.state.all().into_iter().find(|record| record.identity() == identity) else { return };
+        // Nobody knows whose it was where no record can be read.
+        let Some(record) = self.state.all().into_iter().find(|record| record.identity() == identity) else { return true };
         let table = mount::table().unwrap_or_default();
         let shows = |target: &&PathBuf| mount::top_in(&table, target).is_some_and(|top| top.device.1 == *minor);
         let pods: Vec<_> = record.targets.iter().filter(shows).filter_map(|target| record.pod_at(target).cloned()).collect();
         let (events, why) = (self.events.clone(), why.to_owned());
         tokio::spawn(async move { events.mount_ended(&record, &pods, &why).await });
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
+
+    #[test]
+    fn a_mount_that_could_not_be_ended_has_not_ended() {
+        let overdue = vec![("a".to_owned(), 1), ("b".to_owned(), 2)];
+        let refused = |minor| Err(ControlError::Abort { minor, source: io::Error::other("/sys is read-only") });
+        let ended = end(overdue, Duration::ZERO, |minor| if minor == 1 { refused(minor) } else { Ok(()) });
+        assert_eq!(ended, [("b".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn superblocks_are_those_on_top_at_their_own_places() {
+        let mk_mount = |target: &str, minor, fs_type: &str| Mount {
+            device: (0, minor),
+            root: "/".into(),
+            target: target.into(),
+            read_only: true,
+            fs_type: fs_type.into(),
+            source: "any".into(),
+        };
+        let table = [
+            mk_mount("/k/mounts/a", 1, FS_TYPE),
+            mk_mount("/k/mounts/a", 2, FS_TYPE),
+            mk_mount("/k/mounts/b", 3, FS_TYPE),
+            mk_mount("/k/mounts/b", 4, "tmpfs"),
+            mk_mount("/k/shroud", 5, FS_TYPE),
+            mk_mount("/host/k/mounts/a", 6, FS_TYPE),
+        ];
+        assert_eq!(superblocks(&table, Path::new("/k/mounts")), [("a".to_owned(), 2)].into());
+    }
 
     #[test]
     fn the_kernels_limit_is_never_reached() {

@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, env = "LARDER_RUN_DIR", default_value = names::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Health and metrics
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::KEEPER_ADMIN_PORT)))]
+    #[arg(long, default_value_t = larder_telemetry::listen::any(names::KEEPER_ADMIN_PORT))]
     pub admin_addr: SocketAddr,
 }
 

@@ -78,7 +78,7 @@ pub struct Args {
     #[command(flatten)]
     pub trust: larder_trust::Flags,
     /// Health and metrics
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::MOUNTER_ADMIN_PORT)))]
+    #[arg(long, default_value_t = larder_telemetry::listen::any(names::MOUNTER_ADMIN_PORT))]
     pub admin_addr: SocketAddr,
     /// Threads that answer the requests of one mount
     #[arg(long, env = "LARDER_FUSE_THREADS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16))]

@@ -50,10 +50,10 @@ pub struct Args {
     #[arg(long)]
     pub plain: bool,
     /// Address of the port for certificates
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::OPERATOR_AUTHORITY_PORT)))]
+    #[arg(long, default_value_t = larder_telemetry::listen::any(names::OPERATOR_AUTHORITY_PORT))]
     pub authority_addr: SocketAddr,
     /// Address of the admin port
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], names::OPERATOR_ADMIN_PORT)))]
+    #[arg(long, default_value_t = larder_telemetry::listen::any(names::OPERATOR_ADMIN_PORT))]
     pub admin_addr: SocketAddr,
 }
 

@@ -78,7 +78,7 @@ pub async fn serve_admin_with(
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
     let wrap = |source| AdminError { addr, source };
-    let listener = tokio::net::TcpListener::bind(addr).await.map_err(wrap)?;
+    let listener = crate::listen::listen(addr).await.map_err(wrap)?;
     let router = pages.into_iter().fold(router(health, exposition), |router, (path, page)| {
         router.route(path, get(move || std::future::ready(Json(page()))))
     });

@@ -1,7 +1,8 @@
-//! What every daemon does before and beside its own work: logs, the TLS provider, health and metrics, shutdown.
+//! What every daemon does before and beside its own work: logs, the TLS provider, ports, health and metrics, shutdown.
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod listen;
 pub mod metrics;
 
 pub use admin::{Health, Page, serve_admin, serve_admin_with};

@@ -45,15 +45,12 @@ use larder_fuse::fdpass::Listener;
 use larder_origin::Folders;
 use larder_peer::Roster;
 use larder_proto::control::v1::worker_server::WorkerServer;
-use larder_telemetry::Health;
-use larder_trust::{Clients, admit, incoming};
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::NonZeroU64,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
+use larder_telemetry::{
+    Health,
+    listen::{any, listen},
 };
+use larder_trust::{Clients, admit, incoming};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use worker::{Disk, Settings, Worker};
@@ -109,10 +106,6 @@ pub struct Args {
     /// Bytes per second that are read in the background to find files that went bad on the disk (32 MiB); 0: none
     #[arg(long, env = "LARDER_SCRUB_BYTES", default_value_t = SCRUB)]
     pub scrub_bytes: u64,
-}
-
-fn any(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
 }
 
 fn dataset_uid(text: &str) -> Result<String, String> {
@@ -174,7 +167,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         scrub: NonZeroU64::new(args.scrub_bytes),
         peer: larder_peer::Options { security, ..larder_peer::Options::default() },
     };
-    let bind = async |what, addr| TcpListener::bind(addr).await.with_context(|| format!("listen on {what} address {addr}"));
+    let bind = async |what, addr| listen(addr).await.with_context(|| format!("listen on {what} address {addr}"));
     let control = bind("control", args.control_addr).await?;
     let opened = held_up::open(&settings, &roster, &metrics, control, &health, &shutdown).await?;
     let Some(worker) = opened.map(Arc::new) else { return Ok(()) };

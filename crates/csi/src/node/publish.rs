@@ -7,6 +7,7 @@ use crate::{
     probe::Probe,
     state::{Record, Terms},
 };
+use larder_core::names;
 use larder_fuse::{control, device::FS_TYPE};
 use larder_proto::csi::v1::volume_capability::access_mode::Mode;
 use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
@@ -26,30 +27,70 @@ const HOLD: Duration = Duration::from_millis(500);
 /// Longest wait for the mounter to take a descriptor over.
 const SERVE: Duration = Duration::from_secs(10);
 
+/// What answers at a target before anything is done.
+enum Shown {
+    /// Nothing, or the shroud, or what has ended.
+    Nothing,
+    /// The record's snapshot.
+    Wanted,
+    /// Another one of the same dataset, by its identity.
+    Other(String),
+}
+
 impl Plugin {
     pub(super) async fn publish(self: Arc<Self>, request: Publish) -> Result<(), CallError> {
         let target = &request.target;
         let _target = self.locks.target(target)?;
         let deadline = Instant::now() + PATIENCE;
         self.expect_place(target).await?;
-        let record = self.choose(&request, deadline).await?;
+        let known = self.state.by_target(target);
+        let (again, record) = (known.is_some(), self.choose(known, &request, deadline).await?);
         let lock = timeout_at(deadline, self.locks.identity(record.identity())).await;
         let _identity = lock.map_err(|_| CallError::Queue(record.identity().to_owned()))?;
-        if self.is_published(&record, target).await? {
-            return Ok(());
+        let note = || self.state.add_target(&record, target, &request.volume_id, &request.terms, request.pod.as_ref());
+        match self.shown(&record, again, target).await? {
+            Shown::Wanted if again => return Ok(()),
+            // Its record could not be read.
+            Shown::Wanted => {
+                note()?;
+                tracing::warn!(identity = record.identity(), target = %target.display(), "published already, and now in a record again");
+                return Ok(());
+            }
+            Shown::Other(shown) => {
+                tracing::warn!(shown, target = %target.display(), "published already, with another snapshot that no record has; left as it is");
+                return Ok(());
+            }
+            Shown::Nothing => {}
         }
-        let record = self.state.add_target(&record, target, &request.volume_id, &request.terms, request.pod.as_ref())?;
+        let was_mounted = mount::top(target)?.is_some();
+        let record = note()?;
         let result = self.show(&record, target, deadline).await;
         match &result {
             Ok(()) => tracing::info!(identity = record.identity(), target = %target.display(), "published"),
-            // A failed call leaves nothing behind: the kubelet may never come again for this target.
             Err(_) => {
-                if let Err(error) = self.withdraw(record.identity(), target).await {
+                let undone = if again {
+                    self.take_off(target, was_mounted).await
+                } else {
+                    self.withdraw(record.identity(), target).await
+                };
+                if let Err(error) = undone {
                     tracing::error!(identity = record.identity(), target = %target.display(), %error, "undo a failed publish");
                 }
             }
         }
         result
+    }
+
+    /// After a call that failed for a target that a record had before. The record stays, as it says which snapshot the pod is to have, and
+    /// so does the folder, without which the next start would forget the record. (What was not there before goes altogether: the
+    /// kubelet may never come again for it.)
+    async fn take_off(&self, target: &Path, was_mounted: bool) -> Result<(), CallError> {
+        // A pod that uses it is to get errors, not an empty folder.
+        if !was_mounted {
+            let target = target.to_owned();
+            spawn_blocking(move || mount::unmount_all(&target)).await??;
+        }
+        Ok(())
     }
 
     /// Before anything is made: what is in the way is somebody else's, and stays.
@@ -61,26 +102,32 @@ impl Plugin {
         }
     }
 
-    /// The snapshot that this target shows already, else the newest.
-    async fn choose(&self, request: &Publish, deadline: Instant) -> Result<Record, CallError> {
-        let (uid, target) = (&request.dataset_uid, &request.target);
-        match self.state.by_target(target) {
+    /// The snapshot that the target's record has, else the newest.
+    async fn choose(&self, known: Option<Record>, request: &Publish, deadline: Instant) -> Result<Record, CallError> {
+        match known {
             Some(record) => expect_same(&record, request).map(|()| record),
-            None => Ok(self.datasets.newest(&request.dataset_namespace, &request.dataset_name, uid, deadline).await?),
+            None => {
+                let (namespace, name, uid) = (&request.dataset_namespace, &request.dataset_name, &request.dataset_uid);
+                Ok(self.datasets.newest(namespace, name, uid, deadline).await?)
+            }
         }
     }
 
-    async fn is_published(&self, record: &Record, target: &Path) -> Result<bool, CallError> {
-        let Some(top) = mount::top(target)? else { return Ok(false) };
+    /// What a record has is shown whatever is there instead; what no record has is only replaced when it has ended.
+    async fn shown(&self, record: &Record, again: bool, target: &Path) -> Result<Shown, CallError> {
+        let Some(top) = mount::top(target)? else { return Ok(Shown::Nothing) };
         if top.fs_type != FS_TYPE {
             return Err(CallError::Foreign { target: target.to_owned(), fs_type: top.fs_type });
         }
-        if !mount::is_identity(&top, record.identity()) {
-            return Ok(false); // the shroud alone, from a call that was cut short
+        let is_wanted = mount::is_identity(&top, record.identity());
+        let any_snapshot = names::mount_identity(&record.mount.dataset_uid, "");
+        if !is_wanted && (again || !top.source.starts_with(&any_snapshot)) {
+            return Ok(Shown::Nothing); // the shroud alone, from a call that was cut short
         }
         match self.prober.probe(top.device, target, PROBE).await {
-            Probe::Alive(_) => Ok(true),
-            Probe::Dead => Ok(false),
+            Probe::Alive(_) if is_wanted => Ok(Shown::Wanted),
+            Probe::Alive(_) => Ok(Shown::Other(top.source)),
+            Probe::Dead => Ok(Shown::Nothing),
             Probe::Hung => Err(CallError::Hung(target.to_owned())),
             Probe::Failed(source) => Err(CallError::Probe { path: target.to_owned(), source }),
         }

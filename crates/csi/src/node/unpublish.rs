@@ -20,18 +20,29 @@ impl Plugin {
                 self.withdraw(record.identity(), &target).await?;
                 tracing::info!(identity = record.identity(), target = %target.display(), "unpublished");
             }
-            None => clear(&target).await?,
+            None => self.clear_target(&target).await?,
         }
         Ok(())
     }
 
     /// Takes a target off, and the superblock too if it was the last one. The identity must be locked.
     pub(super) async fn withdraw(&self, identity: &str, target: &Path) -> Result<(), CallError> {
-        clear(target).await?;
-        let left = self.state.remove_target(identity, target)?;
-        if left.is_some_and(|record| record.targets.is_empty()) {
-            self.release(identity).await?;
+        self.clear_target(target).await?;
+        let left = self.state.remove_target(identity, target);
+        if left.is_none_or(|record| !record.targets.is_empty()) {
+            return Ok(());
         }
+        // By a target whose record could not be read. The next start after that is gone takes the superblock away.
+        if mount::is_shown(&self.layout, identity)? {
+            self.state.remove(identity);
+            return Ok(());
+        }
+        self.release(identity).await
+    }
+
+    async fn clear_target(&self, target: &Path) -> Result<(), CallError> {
+        let (layout, target) = (self.layout.clone(), target.to_owned());
+        spawn_blocking(move || mount::clear_target(&layout, &target)).await??;
         Ok(())
     }
 
@@ -40,12 +51,12 @@ impl Plugin {
         clear(&self.layout.superblock(identity)).await?;
         // The mounter does so too, if it is alive.
         self.held.remove_prefix(&format!("{}{identity}/", names::HELD_SESSIONS));
-        self.state.remove(identity)?;
+        self.state.remove(identity);
         Ok(())
     }
 }
 
-/// Unmounts everything at a path and removes the folder.
+/// Unmounts everything at a path of the driver's own and removes the folder.
 async fn clear(path: &Path) -> Result<(), CallError> {
     let path = path.to_owned();
     spawn_blocking(move || {

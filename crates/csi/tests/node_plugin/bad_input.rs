@@ -4,6 +4,7 @@
 
 use crate::harness::{Lab, UID, capability};
 use larder_fuse::{
+    device,
     fdpass::{Conn, testing},
     mountinfo,
     protocol::mounter,
@@ -23,6 +24,7 @@ use std::{
     fs,
     os::{fd::AsFd as _, unix::fs::symlink},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tonic::{Code, Status};
 
@@ -287,6 +289,51 @@ async fn what_must_not_be_given_is_refused_by_name_and_changes_nothing() {
     lab.unpublish(&published).await.unwrap();
     let delete = DeleteVolumeRequest { volume_id, ..Default::default() };
     lab.controller("csi.sock").await.delete_volume(delete).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_unpublished_where_no_target_can_be() {
+    let Some(lab) = Lab::start().await else { return };
+    let (odd, outside) = (lab.kubelet().join("pods/odd"), lab.outside());
+    for folder in ["published", "hung"] {
+        fs::create_dir_all(odd.join(folder)).unwrap();
+    }
+    fs::create_dir(outside.join("x")).unwrap();
+    fs::write(outside.join("file"), "somebody's").unwrap();
+    symlink(&outside, odd.join("link")).unwrap();
+    fs::write(odd.join("file"), "somebody's").unwrap();
+    let published = odd.join("published/mount");
+    lab.publish(&published).await.unwrap();
+    // A mount whose mounter is stopped.
+    let fuse = device::open().unwrap();
+    device::mount(fuse.as_fd(), &odd.join("hung"), "hung").unwrap();
+    let before = picture(&lab);
+    for rest in [
+        "link/x",
+        "link/file",
+        "link/x/y",
+        "file/x",
+        "no/x",
+        "published/mount/dir/x",
+        "published/mount/b",
+        "hung/x",
+        "hung/x/y",
+    ] {
+        let target = odd.join(rest);
+        let unpublished = tokio::time::timeout(Duration::from_secs(20), lab.unpublish(&target)).await;
+        unpublished.unwrap_or_else(|_| panic!("{rest} hangs")).unwrap();
+        assert_eq!(picture(&lab), before, "{rest}");
+    }
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"somebody's");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    drop(fuse);
+    umount2(&odd.join("hung"), MntFlags::MNT_DETACH).unwrap();
+    // The link itself may be in the way of a target.
+    lab.unpublish(&odd.join("link")).await.unwrap();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    lab.unpublish(&published).await.unwrap();
     lab.expect_clean().await;
     lab.stop().await;
 }

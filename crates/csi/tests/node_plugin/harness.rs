@@ -26,8 +26,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
     fs::{self, File},
-    io,
-    os::fd::AsFd as _,
+    io::{self, Read as _, Write as _},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -69,6 +69,23 @@ pub struct Lab {
 /// The error number of what must fail.
 pub fn errno<T>(result: io::Result<T>) -> i32 {
     result.err().expect("succeeded, but must not").raw_os_error().expect("an error of the kernel")
+}
+
+/// As the mounter that made the connection did, before it went away.
+pub fn answer_init(fuse: impl AsFd) {
+    const INIT: u32 = 26;
+    let mut fuse = File::from(fuse.as_fd().try_clone_to_owned().unwrap());
+    let mut request = vec![0; 1 << 20];
+    let length = fuse.read(&mut request).unwrap();
+    assert!(length >= 48 && request[4..8] == INIT.to_ne_bytes());
+    // Header: length, error, request; then version 7.31 and limits that the kernel takes.
+    let mut reply = vec![0; 80];
+    reply[..4].copy_from_slice(&80u32.to_ne_bytes());
+    reply[8..16].copy_from_slice(&request[8..16]);
+    for (at, value) in [(16, 7u32), (20, 31), (36, 1 << 12), (40, 1)] {
+        reply[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    fuse.write_all(&reply).unwrap();
 }
 
 pub fn capability(access_type: AccessType) -> VolumeCapability {
@@ -208,6 +225,21 @@ impl Lab {
         mountinfo::at(&table, target).into_iter().cloned().collect()
     }
 
+    /// The file of the only record.
+    pub fn record(&self) -> PathBuf {
+        let mut records = fs::read_dir(self.csi_folder().join("state")).unwrap().map(|entry| entry.unwrap().path());
+        let record = records.next().unwrap();
+        assert!(records.next().is_none());
+        record
+    }
+
+    /// A folder beside the kubelet's.
+    pub fn outside(&self) -> PathBuf {
+        let outside = self.base.path().join("outside");
+        fs::create_dir_all(&outside).unwrap();
+        outside
+    }
+
     pub fn mounter_socket(&self) -> PathBuf {
         self.base.path().join("h").join(RUN).join("mounter/mounter.sock")
     }
@@ -303,6 +335,11 @@ impl Lab {
     pub async fn stop_mounter(&mut self) {
         self.mounter.0.cancel();
         (&mut self.mounter.1).await.unwrap().unwrap();
+    }
+
+    /// One after another that has ended.
+    pub async fn next_mounter(&mut self) {
+        self.mounter = start_mounter(self.base.path()).await;
     }
 
     /// In its place, one that takes every call and answers none.

@@ -5,7 +5,7 @@ mod bad_input;
 mod controller;
 mod harness;
 
-use harness::{Lab, errno};
+use harness::{Lab, answer_init, errno};
 use larder_fuse::device;
 use larder_proto::{
     csi::v1::{
@@ -237,9 +237,22 @@ async fn a_hung_mounter_hangs_no_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_of_a_mount_that_no_mounter_serves_do_not_wait_for_ever() {
+    readers_do_not_wait_for_ever(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_a_mount_whose_record_is_damaged_do_not_wait_for_ever_either() {
+    readers_do_not_wait_for_ever(true).await;
+}
+
+async fn readers_do_not_wait_for_ever(is_damaged: bool) {
     let Some(mut lab) = Lab::start().await else { return };
     let target = lab.target("1");
     lab.publish(&target).await.unwrap();
+    if is_damaged {
+        fs::write(lab.record(), "").unwrap();
+        lab.restart_plugin().await;
+    }
     lab.stop_mounter().await;
     // In place of its connection, one that somebody holds.
     let identity = lab.layers(&target)[1].source.clone();
@@ -251,6 +264,28 @@ async fn readers_of_a_mount_that_no_mounter_serves_do_not_wait_for_ever() {
     assert!(reading.elapsed() >= Duration::from_secs(3), "{:?}", reading.elapsed());
     assert_eq!(errno(fs::read_dir(&superblock)), libc::ENOTCONN);
     lab.unpublish(&target).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_nobody_reads_waits_for_its_mounter_as_long_as_it_takes() {
+    let Some(lab) = Lab::start().await else { return };
+    // The mounter serves others, so that this one is asked whether it has ended.
+    let superblock = lab.superblock("idle");
+    fs::create_dir_all(&superblock).unwrap();
+    let fuse = device::open().unwrap();
+    device::mount(fuse.as_fd(), &superblock, "idle").unwrap();
+    answer_init(&fuse);
+    let minor = lab.layers(&superblock)[0].device.1;
+    // Twice the limit, and a look.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(larder_fuse::control::waiting(minor).unwrap(), 1, "it was asked");
+    // What waits is answered, and so the connection is there.
+    let mut request = [0; 1 << 14];
+    let length = nix::unistd::read(&fuse, &mut request).unwrap();
+    assert!(length >= 40 && request[4..8] == 17u32.to_ne_bytes(), "statfs");
+    drop(fuse);
+    nix::mount::umount2(&superblock, nix::mount::MntFlags::MNT_DETACH).unwrap();
     lab.stop().await;
 }
 
@@ -267,13 +302,20 @@ async fn a_target_shows_the_same_snapshot_whatever_restarts() {
     assert_eq!(lab.read(&new, "dir/second").await.unwrap(), lab.content("dir/second"));
     // As after a reboot: the folders are there, the mounts are not, and the API server is not back yet.
     for target in [&old, &new] {
-        for _ in 0..2 {
-            nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let superblock = lab.superblock(&lab.layers(target)[1].source);
+        for mounted in [target, target, &superblock] {
+            nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH).unwrap();
         }
     }
     lab.lose_dataset();
+    // Nor is the mounter, at first.
+    lab.stop_mounter().await;
     lab.restart_plugin().await;
-    lab.publish(&old).await.unwrap();
+    assert_eq!(lab.publish(&old).await.unwrap_err().code(), Code::Unavailable);
+    assert!(lab.layers(&old).is_empty());
+    lab.restart_plugin().await;
+    lab.next_mounter().await;
+    assert_eq!(lab.publish_at("old").await, old);
     assert_eq!(errno(fs::metadata(old.join("dir/second"))), libc::ENOENT);
     assert_eq!(lab.read(&old, "b").await.unwrap(), lab.content("b"));
     // The other pod was deleted meanwhile and its folder with it: its snapshot's superblock goes at the next start.
@@ -289,7 +331,7 @@ async fn a_plugin_that_finds_a_record_of_a_later_format_takes_nothing_away() {
     let Some(mut lab) = Lab::start().await else { return };
     let target = lab.target("1");
     lab.publish(&target).await.unwrap();
-    let record = fs::read_dir(lab.csi_folder().join("state")).unwrap().next().unwrap().unwrap().path();
+    let record = lab.record();
     let (written, layers) = (fs::read_to_string(&record).unwrap(), lab.layers(&target));
     let later = written.replace(r#""version":1"#, r#""version":2"#);
     fs::write(&record, &later).unwrap();
@@ -307,6 +349,62 @@ async fn a_plugin_that_finds_a_record_of_a_later_format_takes_nothing_away() {
     lab.publish(&target).await.unwrap();
     assert_eq!(lab.layers(&target), layers);
     lab.unpublish(&target).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_damaged_is_there_again_after_the_next_publish() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let target = lab.target("1");
+    lab.publish(&target).await.unwrap();
+    let (record, layers) = (lab.record(), lab.layers(&target));
+    let written = fs::read_to_string(&record).unwrap();
+    fs::write(&record, &written[..written.len() / 2]).unwrap();
+    lab.restart_plugin().await;
+    lab.publish(&target).await.unwrap();
+    assert_eq!(fs::read_to_string(&record).unwrap(), written);
+    // Another pod comes and goes meanwhile.
+    fs::write(&record, "").unwrap();
+    lab.restart_plugin().await;
+    let other = lab.publish_at("2").await;
+    lab.unpublish(&other).await.unwrap();
+    assert_eq!(lab.layers(&lab.superblock(&layers[1].source)).len(), 1, "it is where it was");
+    lab.publish(&target).await.unwrap();
+    assert_eq!(fs::read_to_string(&record).unwrap(), written);
+    // With a newer snapshot there is no telling what was in it; the pod keeps what it has.
+    fs::write(&record, "").unwrap();
+    lab.next_snapshot("dir/second");
+    lab.restart_plugin().await;
+    lab.publish(&target).await.unwrap();
+    assert_eq!(lab.layers(&target), layers);
+    assert_eq!(lab.read(&target, "b").await.unwrap(), lab.content("b"));
+    fs::write(&record, written).unwrap();
+    lab.restart_plugin().await;
+    lab.unpublish(&target).await.unwrap();
+    lab.expect_clean().await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_no_pod_from_ending_and_no_plugin_from_starting() {
+    let Some(mut lab) = Lab::start().await else { return };
+    let state = lab.csi_folder().join("state");
+    nix::mount::mount(Some("tiny"), &state, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=64k")).unwrap();
+    let (one, two) = (lab.target("1"), lab.target("2"));
+    for target in [&one, &two] {
+        lab.publish(target).await.unwrap();
+    }
+    assert_eq!(errno(fs::write(state.join("fill"), vec![1; 1 << 20])), libc::ENOSPC);
+    lab.unpublish(&one).await.unwrap();
+    assert!(!one.exists());
+    lab.restart_plugin().await;
+    lab.publish(&two).await.unwrap();
+    assert_eq!(lab.read(&two, "b").await.unwrap(), lab.content("b"));
+    lab.unpublish(&two).await.unwrap();
+    let left: Vec<_> = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["fill"]);
+    nix::mount::umount2(&state, nix::mount::MntFlags::empty()).unwrap();
     lab.expect_clean().await;
     lab.stop().await;
 }

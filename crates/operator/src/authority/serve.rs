@@ -12,14 +12,14 @@ use larder_proto::authority::v1::{
 };
 use larder_trust::{AuthorityError, Clients, Kept, Lifetimes, incoming};
 use std::{net::SocketAddr, sync::Arc};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 impl Keeper {
     /// Serves until `shutdown`. As long as there is no CA, nobody is let in.
     pub(crate) async fn serve(&self, address: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+        let listener = larder_telemetry::listen::listen(address).await.with_context(|| format!("listen on {address}"))?;
         let port = Port {
             client: self.client.clone(),
             namespace: self.settings.namespace.clone(),

@@ -27,7 +27,7 @@ fn the_flags_have_the_defaults_of_the_design() {
     };
     let a = args(UID).unwrap();
     let addrs = [a.data_addr, a.control_addr, a.admin_addr].map(|a| a.to_string());
-    assert_eq!(addrs, ["0.0.0.0:7470", "0.0.0.0:7471", "0.0.0.0:7472"]);
+    assert_eq!(addrs, ["[::]:7470", "[::]:7471", "[::]:7472"]);
     assert_eq!(a.run_dir.to_str(), Some("/var/lib/larder/run"));
     assert!(args("../etc").is_err());
 }
