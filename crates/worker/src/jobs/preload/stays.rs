@@ -77,13 +77,13 @@ mod tests {
             stays.some_are_not_named()
         };
         assert!(!add("named", 0..9, true) && !add("striped named", 0..3, true) && !add("striped named", 6..9, true));
-        assert!(add("other", 0..9, false) && add("striped other", 3..6, false));
+        assert!(add("other", 0..9, false) && add("striped other", 0..3, false) && add("striped other", 3..6, false));
         let of = |stay: &dyn Fn(&ObjectKey) -> Stay| {
             ["named", "striped named", "other", "striped other", "stranger"].map(|path| stay(&key(path)))
         };
         let parts = Stay::Parts(vec![0..3, 6..9]);
         let (all, complete) = (Stay::All, Stay::Complete);
-        let of_the_share = [all.clone(), parts.clone(), complete.clone(), Stay::Parts(vec![3..6]), Stay::Nothing];
+        let of_the_share = [all.clone(), parts.clone(), complete.clone(), Stay::Parts(vec![0..3, 3..6]), Stay::Nothing];
         assert_eq!(of(&|key| stays.of_the_share(key)), of_the_share);
         assert_eq!(of(&|key| stays.named(key)), [all, parts, complete.clone(), complete.clone(), complete]);
     }
