@@ -245,6 +245,7 @@ async fn readers_of_a_mount_whose_record_is_damaged_do_not_wait_for_ever_either(
     readers_do_not_wait_for_ever(true).await;
 }
 
+#[expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 async fn readers_do_not_wait_for_ever(is_damaged: bool) {
     let Some(mut lab) = Lab::start().await else { return };
     let target = lab.target("1");
