@@ -267,7 +267,8 @@ mod tests {
         let layout = Layout::new(dir.path());
         fs::create_dir(dir.path().join("pods")).unwrap();
         let path = dir.path().join("pods/x");
-        let ways: [&dyn Fn(&Path) -> Result<(), MountError>; 2] = [&remove, &|path| clear_target(&layout, path)];
+        type Way<'a> = &'a dyn Fn(&Path) -> Result<(), MountError>;
+        let ways: [Way<'_>; 2] = [&remove, &|path| clear_target(&layout, path)];
         for remove in ways {
             remove(&path).unwrap();
             remove(&path.join("y")).unwrap();
