@@ -261,14 +261,13 @@ mod tests {
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
 
-    type Way<'a> = &'a dyn Fn(&Path) -> Result<(), MountError>;
-
     #[test]
     fn removing_takes_what_is_there_and_nothing_in_it() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         fs::create_dir(dir.path().join("pods")).unwrap();
         let path = dir.path().join("pods/x");
+        type Way<'a> = &'a dyn Fn(&Path) -> Result<(), MountError>;
         let ways: [Way<'_>; 2] = [&remove, &|path| clear_target(&layout, path)];
         for remove in ways {
             remove(&path).unwrap();
