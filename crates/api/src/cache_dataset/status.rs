@@ -39,7 +39,8 @@ pub struct SnapshotStatus {
     /// Their size together.
     #[schemars(extend("format" = "int64"))]
     pub bytes: u64,
-    /// Objects left out because no file system can hold their names. The condition SnapshotTaken names some of them.
+    /// Objects left out because no file can be made of them: by their names, by a size that cannot be, or because they may not be looked
+    /// into. The condition SnapshotTaken names some of them and says why.
     #[serde(default)]
     #[schemars(extend("format" = "int64"))]
     pub skipped: u64,

@@ -209,7 +209,7 @@ fn snapshot(f: &Facts<'_>) -> Verdict {
         let taken = f.published.cloned().unwrap_or_default();
         let mut message = format!("{} files, {}", taken.files, bytes(taken.bytes));
         if taken.skipped > 0 {
-            message.push_str(&format!("; {} objects left out, no file can have their names", taken.skipped));
+            message.push_str(&format!("; {} objects left out, of which no file can be made", taken.skipped));
             let examples = p.listing.as_ref().map(|l| l.skipped_examples.join(", ")).unwrap_or_default();
             if !examples.is_empty() {
                 message.push_str(&format!(": {examples}"));
